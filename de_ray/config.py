@@ -1,0 +1,284 @@
+"""The typed configuration: one dataclass a group, checked before anything starts.
+
+The library never sees a Hydra or OmegaConf object: `launch.py` composes the configuration and hands over these
+dataclasses. Each field's comment says its unit and its range; `__post_init__` holds users to it.
+"""
+
+from dataclasses import dataclass, field
+
+CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs")
+DIVERGENCES = ("kl", "mse", "cosine")
+
+
+def require(condition: bool, key: str, value: object, allowed: str) -> None:
+    """Raise `ValueError` naming the configuration key, the offending value and what is allowed."""
+    if not condition:
+        raise ValueError(f"{key}={value!r}: expected {allowed}")
+
+
+def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless `value` is one of `choices`."""
+    require(value in choices, key, value, "one of " + ", ".join(choices))
+
+
+@dataclass
+class TeacherConfig:
+    """Where the trained network comes from: given, or trained once with labels and cached."""
+
+    checkpoint: str | None = None
+    """A safetensors file or a `weights_only` state dict. None: train, or take from the cache."""
+    epochs: int = 20
+    """Passes over the labelled training set, >= 1."""
+    batch: int = 128
+    """Samples a training step, >= 1."""
+    learning_rate: float = 1e-3
+    """Adam's peak learning rate, > 0; decays to zero along a cosine."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, >= 0."""
+    seed: int = 0
+    """Of initialisation and shuffling. Apart from the run's seed, so that every seed compresses the same teacher."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "problem.teacher.epochs", self.epochs, "at least 1")
+        require(self.batch >= 1, "problem.teacher.batch", self.batch, "at least 1")
+        require(self.learning_rate > 0, "problem.teacher.learning_rate", self.learning_rate, "a number above 0")
+        require(self.weight_decay >= 0, "problem.teacher.weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass
+class ProblemConfig:
+    """What is compressed: the teacher, its inputs, the divergence and the layers that may be zeroed."""
+
+    name: str = "digits"
+    """digits, lenet300_mnist, lenet5_mnist, lenet300_fashion, lenet5_fashion or custom."""
+    model: str | None = None
+    """`package.module:build`, a callable that returns the trained `nn.Module`; custom problems only."""
+    calibration: str | None = None
+    """An `.npy` file of inputs [N, ...], unlabelled; custom problems only."""
+    held_out: str | None = None
+    """An `.npy` file of inputs that only the report sees. None: the last fifth of `calibration`, kept apart."""
+    calibration_size: int = 1024
+    """Inputs on which candidates are evaluated, >= 1; taken from the training inputs with the run's seed."""
+    inputs_size: int = 0
+    """Training inputs that refit and saliency may use, >= 0; 0: all. Calibration inputs are among them."""
+    divergence: str = "kl"
+    """kl, mse or cosine."""
+    include: list[str] = field(default_factory=lambda: ["*"])
+    """Globs of layer names that may be zeroed; each must match a layer."""
+    exclude: list[str] = field(default_factory=list)
+    """Globs of layer names that stay dense; each must match a layer."""
+    augment: str = "none"
+    """Label-free augmentation of refit inputs: none, or shift (random translation by up to 2 pixels)."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The trained network."""
+
+    def __post_init__(self) -> None:
+        require_choice("problem.divergence", self.divergence, DIVERGENCES)
+        require_choice("problem.augment", self.augment, ("none", "shift"))
+        require(self.calibration_size >= 1, "problem.calibration_size", self.calibration_size, "at least 1")
+        require(self.inputs_size >= 0, "problem.inputs_size", self.inputs_size, "0 (all inputs) or more")
+        if self.name == "custom":
+            require(bool(self.model), "problem.model", self.model, "package.module:build, for problem=custom")
+            require(bool(self.calibration), "problem.calibration", self.calibration, "an .npy file, for problem=custom")
+        else:
+            require(self.model is None, "problem.model", self.model, "nothing, unless problem=custom")
+            require(self.calibration is None, "problem.calibration", self.calibration, "nothing, unless problem=custom")
+
+
+@dataclass
+class EvolutionConfig:
+    """How zeroing sets are bred. `generations=0` with one criterion is that criterion's baseline."""
+
+    method: str = "directed"
+    """A name for reports and tracking; the other fields decide what is done."""
+    sparsity: float = 0.9
+    """Share of the zeroable weights that end as zeros, in [0, 1)."""
+    allocation: str = "global"
+    """global: one budget that evolution distributes over layers; uniform: `sparsity` in every layer."""
+    targets: dict[str, float] = field(default_factory=dict)
+    """Sparsity by layer glob, each in [0, 1); overrides `sparsity` for the layers that it matches."""
+    cycles: int = 20
+    """Cycles of propose, evaluate, breed, commit, refit; >= 1."""
+    schedule: str = "exponential"
+    """How density falls from 1 to its target over the cycles: exponential, linear, cubic, or adaptive (exponential
+    with large steps while divergence is flat and small ones when it climbs)."""
+    criteria: list[str] = field(default_factory=lambda: ["fisher", "magnitude"])
+    """Saliencies that propose: uniform, magnitude, wanda, fisher, obs."""
+    saliency_inputs: int = 2048
+    """Unlabelled inputs of a cycle's saliencies, a fresh sample each cycle, >= 1."""
+    saliency_batch: int = 64
+    """Of those inputs, a pass, >= 1; fisher squares the gradient of each pass."""
+    population: int = 12
+    """Candidates a generation, >= 1."""
+    generations: int = 3
+    """Generations a cycle, >= 0; 0 commits the first criterion's top-k set without evaluating any."""
+    elite: int = 2
+    """Candidates that survive unchanged, in [1, population]."""
+    tournament: int = 3
+    """Candidates that compete for each parent's place, in [1, population]."""
+    crossover: float = 0.5
+    """Share of children with two parents, in [0, 1]."""
+    quota_sigma: float = 0.15
+    """Standard deviation of a quota mutation, in natural log of a layer's density; >= 0."""
+    swap: float = 0.02
+    """Share of a set's members that a swap mutation exchanges, in [0, 1]."""
+    regrow: float = 0.01
+    """Share of the survivors' number that may come back from earlier zeros in a cycle, in [0, 1]."""
+    temperature: float = 0.3
+    """Of Gumbel top-k over log saliency, >= 0; 0 draws the plain top-k."""
+    screen: float = 0.25
+    """Share of the calibration batches on which all candidates are raced before the better half sees them all,
+    in (0, 1]; 1: no racing."""
+
+    def __post_init__(self) -> None:
+        key = "evolution."
+        require(0 <= self.sparsity < 1, key + "sparsity", self.sparsity, "a number in [0, 1)")
+        require_choice(key + "allocation", self.allocation, ("global", "uniform"))
+        require_choice(key + "schedule", self.schedule, ("exponential", "linear", "cubic", "adaptive"))
+        for pattern, target in self.targets.items():
+            require(0 <= target < 1, f"{key}targets.{pattern}", target, "a number in [0, 1)")
+        require(len(self.criteria) >= 1, key + "criteria", self.criteria, "at least one of " + ", ".join(CRITERIA))
+        for criterion in self.criteria:
+            require_choice(key + "criteria", criterion, CRITERIA)
+        require(self.cycles >= 1, key + "cycles", self.cycles, "at least 1")
+        require(self.population >= 1, key + "population", self.population, "at least 1")
+        require(self.generations >= 0, key + "generations", self.generations, "0 or more")
+        require(1 <= self.elite <= self.population, key + "elite", self.elite, "1 to evolution.population")
+        require(1 <= self.tournament <= self.population, key + "tournament", self.tournament,
+                "1 to evolution.population")
+        require(self.saliency_inputs >= 1, key + "saliency_inputs", self.saliency_inputs, "at least 1")
+        require(self.saliency_batch >= 1, key + "saliency_batch", self.saliency_batch, "at least 1")
+        for name in ("crossover", "swap", "regrow"):
+            require(0 <= getattr(self, name) <= 1, key + name, getattr(self, name), "a number in [0, 1]")
+        require(0 < self.screen <= 1, key + "screen", self.screen, "a number in (0, 1]")
+        require(self.quota_sigma >= 0, key + "quota_sigma", self.quota_sigma, "0 or more")
+        require(self.temperature >= 0, key + "temperature", self.temperature, "0 or more")
+
+
+@dataclass
+class PoolConfig:
+    """Where candidates are evaluated."""
+
+    kind: str = "ray"
+    """ray: actors; serial: in this process. Both give the same numbers, bit for bit."""
+    actors: int = 0
+    """Ray actors, >= 0; 0: one a GPU where there are GPUs, else one a CPU core of the cluster."""
+    gpus: float | None = None
+    """GPUs an actor, >= 0; fractions share a device, 0 keeps actors on CPUs. None: 1 where the cluster has GPUs, else 0."""
+    threads: int = 1
+    """CPU threads an evaluator, >= 1. Part of the result: other counts may round differently."""
+    batch: int = 256
+    """Calibration inputs a forward pass, >= 1."""
+
+    def __post_init__(self) -> None:
+        require_choice("pool.kind", self.kind, ("ray", "serial"))
+        require(self.actors >= 0, "pool.actors", self.actors, "0 (one a device) or more")
+        require(self.gpus is None or self.gpus >= 0, "pool.gpus", self.gpus, "0 or more, or null to choose by itself")
+        require(self.threads >= 1, "pool.threads", self.threads, "at least 1")
+        require(self.batch >= 1, "pool.batch", self.batch, "at least 1")
+
+
+@dataclass
+class RefitConfig:
+    """How survivors are brought back to the teacher, without labels."""
+
+    method: str = "distill"
+    """distill, least_squares (closed form per row) or none."""
+    steps: int = 100
+    """Distillation steps after each cycle, >= 0."""
+    final_steps: int = 2000
+    """Distillation steps after the last cycle, >= 0; their learning rate decays to zero along a cosine."""
+    batch: int = 128
+    """Inputs a step, >= 1."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate, > 0."""
+    damping: float = 0.01
+    """Ridge of least squares, as a share of the mean diagonal of the inputs' Gram matrix, > 0."""
+
+    def __post_init__(self) -> None:
+        require_choice("refit.method", self.method, ("distill", "least_squares", "none"))
+        require(self.steps >= 0, "refit.steps", self.steps, "0 or more")
+        require(self.final_steps >= 0, "refit.final_steps", self.final_steps, "0 or more")
+        require(self.batch >= 1, "refit.batch", self.batch, "at least 1")
+        require(self.learning_rate > 0, "refit.learning_rate", self.learning_rate, "a number above 0")
+        require(self.damping > 0, "refit.damping", self.damping, "a number above 0")
+
+
+@dataclass
+class QuantizationConfig:
+    """How survivors become a few levels a layer."""
+
+    bits: int | None = None
+    """Width of every layer, in 1..8. None: Ray Tune sweeps a width for each layer."""
+    min_bits: int = 1
+    """Narrowest width of the sweep, in 1..max_bits."""
+    max_bits: int = 6
+    """Widest width of the sweep, in min_bits..8."""
+    placement: str = "ecsq"
+    """Level placement: ecsq (entropy-constrained), lloyd (exact Lloyd-Max) or uniform."""
+    rate_weight: float = 1.0
+    """Weight of the rate in ecsq, relative to the slope of the layer's own distortion-rate curve; >= 0."""
+    row_scales: str = "auto"
+    """A scale per output row: auto (where it pays its bytes), always or never."""
+    tolerance: float = 0.3
+    """Rise of the calibration divergence that widths may cause before levels are refitted, relative to the pruned
+    student's; > 0."""
+    trials: int = 16
+    """Trials of the sweep, >= 1, the warm starts included."""
+    refit_steps: int = 500
+    """Distillation steps for levels and biases once widths are chosen, >= 0."""
+    learning_rate: float = 2e-4
+    """Of those steps, > 0."""
+
+    def __post_init__(self) -> None:
+        key = "quantization."
+        if self.bits is not None:
+            require(1 <= self.bits <= 8, key + "bits", self.bits, "a whole number in 1..8, or null to sweep")
+        require(1 <= self.max_bits <= 8, key + "max_bits", self.max_bits, "a whole number in 1..8")
+        require(1 <= self.min_bits <= self.max_bits, key + "min_bits", self.min_bits,
+                "a whole number in 1..quantization.max_bits")
+        require_choice(key + "placement", self.placement, ("ecsq", "lloyd", "uniform"))
+        require_choice(key + "row_scales", self.row_scales, ("auto", "always", "never"))
+        require(self.rate_weight >= 0, key + "rate_weight", self.rate_weight, "0 or more")
+        require(self.tolerance > 0, key + "tolerance", self.tolerance, "a number above 0")
+        require(self.trials >= 1, key + "trials", self.trials, "at least 1")
+        require(self.refit_steps >= 0, key + "refit_steps", self.refit_steps, "0 or more")
+        require(self.learning_rate > 0, key + "learning_rate", self.learning_rate, "a number above 0")
+
+
+@dataclass
+class TrackingConfig:
+    """Where parameters, metrics and artifacts go besides the run's folder."""
+
+    enabled: bool = True
+    """Track with MLflow."""
+    uri: str | None = None
+    """An MLflow tracking URI. None: `sqlite:///mlflow.db` in the working folder."""
+    experiment: str = "de-ray"
+    """The MLflow experiment's name."""
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    problem: ProblemConfig = field(default_factory=ProblemConfig)
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    refit: RefitConfig = field(default_factory=RefitConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+    """Of every random draw of the compression, >= 0."""
+    device: str = "auto"
+    """Where refit runs: auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    threads: int = 2
+    """CPU threads of refit, >= 1. Part of the result: other counts may round differently."""
+    resume: str | None = None
+    """The folder of an interrupted run, to be continued to the same file."""
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(self.threads >= 1, "threads", self.threads, "at least 1")
+        require(self.device in ("auto", "cpu") or self.device.split(":")[0] == "cuda", "device", self.device,
+                "auto, cpu, cuda or cuda:N")

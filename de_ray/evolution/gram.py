@@ -1,0 +1,69 @@
+"""Gram matrices of layer inputs: X X^T over samples and positions, one matrix a group of channels."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from de_ray.student import Student
+
+
+def layer_rows(module: nn.Module, inputs: Tensor) -> Tensor:
+    """The vectors that a layer's rows are multiplied with.
+
+    Args:
+        module: Linear, Conv1d, Conv2d or Conv3d.
+        inputs: what the module was called with.
+
+    Returns:
+        [G, P, D]: G groups, P samples times positions, D inputs of a row.
+    """
+    if isinstance(module, nn.Linear):
+        return inputs.reshape(1, -1, module.in_features)
+    spatial = module.weight.ndim - 2
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        pads = module._reversed_padding_repeated_twice
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        inputs = functional.pad(inputs, pads, mode=mode)
+    else:
+        inputs = functional.pad(inputs, [p for side in reversed(module.padding) for p in (side, side)])
+    patches = inputs
+    for axis in range(spatial):
+        window = module.dilation[axis] * (module.kernel_size[axis] - 1) + 1
+        patches = patches.unfold(2 + axis, window, module.stride[axis])[..., ::module.dilation[axis]]
+    # [N, C, positions..., kernel...] -> [G, N * positions, C / G * kernel]
+    samples, channels = patches.shape[:2]
+    grouped = patches.reshape(samples, module.groups, channels // module.groups, *patches.shape[2:])
+    positions = list(range(3, 3 + spatial))
+    kernel = list(range(3 + spatial, 3 + 2 * spatial))
+    return grouped.permute(1, 0, *positions, 2, *kernel).reshape(module.groups, -1, module.weight[0].numel())
+
+
+def layer_grams(student: Student, inputs: Tensor, batch: int) -> list[Tensor]:
+    """X X^T / (samples times positions) of every layer, float64 [G, D, D].
+
+    Args:
+        student: its layers' inputs are collected in its present state.
+        inputs: [M, ...] unlabelled inputs.
+        batch: inputs a pass.
+    """
+    grams: list[Tensor | None] = [None] * len(student.layers)
+    counts = [0] * len(student.layers)
+
+    def collect(index: int):
+        def hook(module: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> None:
+            rows = layer_rows(module, args[0])
+            gram = torch.bmm(rows.transpose(1, 2), rows).double()
+            grams[index] = gram if grams[index] is None else grams[index] + gram
+            counts[index] += rows.shape[1]
+        return hook
+
+    hooks = [student.module.get_submodule(layer.name).register_forward_hook(collect(i))
+             for i, layer in enumerate(student.layers)]
+    try:
+        with torch.no_grad():
+            for part in inputs.split(batch):
+                student.module(part.to(student.weights[0].device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [gram / count for gram, count in zip(grams, counts, strict=True)]

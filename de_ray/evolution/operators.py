@@ -1,0 +1,107 @@
+"""The operators of the search on one layer's sets, as pure functions of index arrays.
+
+A key is a log saliency, perturbed or not; the least keys are zeroed. With Gumbel noise, times a temperature, taken from
+the keys, the k least are a sample without replacement from softmax(-log saliency / temperature): Gumbel top-k
+(Kool et al., arXiv:1903.06059).
+"""
+
+import numpy as np
+
+TINY = 1e-30
+"""Keeps the logarithm of a zero saliency finite."""
+
+
+def smallest(keys: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k smallest keys, ascending; ties go to the lower position.
+
+    Args:
+        keys: [n].
+        k: in [0, n].
+    """
+    if k <= 0:
+        return np.empty(0, np.int64)
+    if k >= len(keys):
+        return np.arange(len(keys))
+    threshold = np.partition(keys, k - 1)[k - 1]
+    below = np.flatnonzero(keys < threshold)
+    ties = np.flatnonzero(keys == threshold)[:k - len(below)]
+    return np.sort(np.concatenate([below, ties]))
+
+
+def _join(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Sorted union of disjoint sets."""
+    return np.sort(np.concatenate([first, second]))
+
+
+def _without(members: np.ndarray, n: int) -> np.ndarray:
+    """Positions of range(n) that are no members, ascending."""
+    outside = np.ones(n, bool)
+    outside[members] = False
+    return np.flatnonzero(outside)
+
+
+def resize(members: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
+    """A set of k that shares as much with `members` as it can: the least keys enter, the greatest leave.
+
+    Args:
+        members: sorted positions, a subset of range(n).
+        keys: [n].
+        k: in [0, n].
+
+    Returns:
+        int64 [k], sorted.
+    """
+    if k <= len(members):
+        return members[smallest(keys[members], k)]
+    others = _without(members, len(keys))
+    return _join(members, others[smallest(keys[others], k - len(members))])
+
+
+def swap(members: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
+    """Exchange the `count` members of greatest key for the `count` non-members of least key."""
+    count = min(count, len(members), len(keys) - len(members))
+    others = _without(members, len(keys))
+    kept = members[smallest(keys[members], len(members) - count)]
+    return _join(kept, others[smallest(keys[others], count)])
+
+
+def cross(first: np.ndarray, second: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
+    """The parents' intersection, filled from the rest of their union, and beyond it only where that is too small."""
+    child = np.intersect1d(first, second, assume_unique=True)
+    if len(child) >= k:
+        return resize(child, keys, k)
+    rest = np.setxor1d(first, second, assume_unique=True)
+    child = _join(child, rest[smallest(keys[rest], k - len(child))])
+    return resize(child, keys, k)
+
+
+def spread(weights: np.ndarray, room: np.ndarray, budget: int) -> np.ndarray:
+    """Whole numbers in [0, room] that sum to `budget`, proportional to `weights` as far as the room allows.
+
+    Args:
+        weights: float [L], > 0.
+        room: int [L], >= 0.
+        budget: in [0, sum of room].
+
+    Returns:
+        int64 [L].
+    """
+    # Water-filling: layers that would overflow are filled and the others share what is left.
+    full = np.zeros(len(room), bool)
+    while True:
+        left = budget - int(room[full].sum())
+        share = np.where(full, room, left * weights / max(weights[~full].sum(), TINY))
+        over = ~full & (share > room)
+        if not over.any():
+            break
+        full |= over
+    counts = np.floor(share).astype(np.int64)
+    # Largest remainders get the units that rounding down left over.
+    for layer in np.argsort(-(share - counts), kind="stable"):
+        if counts.sum() == budget:
+            break
+        counts[layer] += counts[layer] < room[layer]
+    for layer in np.argsort(-(room - counts), kind="stable"):
+        missing = budget - int(counts.sum())
+        counts[layer] += min(missing, int(room[layer] - counts[layer]))
+    return counts

@@ -1,0 +1,203 @@
+"""Directed evolution of one cycle's zeroing sets, as ask/tell: who evaluates is somebody else's business.
+
+After Franca-Neto, arXiv:2206.05859, with proposals drawn by saliency. Candidates are raced (successive halving,
+Jamieson & Talwalkar, arXiv:1502.07943): a generation is screened on a few calibration batches, fresh in each
+generation and the same for all of its candidates, and only the better half sees every batch.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from de_ray.config import EvolutionConfig
+from de_ray.evolution.candidate import Candidate, ZeroingSet
+from de_ray.evolution.operators import cross, resize, smallest, swap
+from de_ray.evolution.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Individual:
+    """A genome of two levels: how many zeros each layer takes, and which survivors those are."""
+
+    mix: np.ndarray
+    """float [C], weights of the criteria, summing to 1."""
+    quotas: np.ndarray
+    """int64 [L], net zeros a layer."""
+    members: tuple[np.ndarray, ...]
+    """Sorted positions among each layer's survivors; quota + number of revived ones."""
+    revived: tuple[np.ndarray, ...]
+    """Sorted positions among each layer's zeroed parameters."""
+    fitness: float = np.inf
+    """Mean divergence on the batches that it was last evaluated on."""
+    full: bool = False
+    """Whether those were all batches."""
+
+    @property
+    def rank_key(self) -> tuple[bool, float]:
+        """Sorts individuals: those that saw all batches first, lower divergence first."""
+        return (not self.full, self.fitness)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Candidates to be evaluated on calibration batches."""
+
+    candidates: list[Candidate]
+    batches: list[int]
+
+
+class DirectedSearch:
+    """The search of one cycle.
+
+    Args:
+        space: survivors, saliencies and budget.
+        config: operators' rates and the population.
+        batches: number of calibration batches.
+        rng: source of every draw.
+
+    Example:
+        while (request := search.ask()) is not None:
+            search.tell(pool.evaluate(request.candidates, request.batches))
+        best, fitness = search.best()
+    """
+
+    def __init__(self, space: SearchSpace, config: EvolutionConfig, batches: int, rng: np.random.Generator) -> None:
+        self._space, self._config, self._rng = space, config, rng
+        self._batches = batches
+        self._screened = max(1, round(config.screen * batches))
+        self.saved_evaluations = 0
+        """Evaluations on all batches that racing spared."""
+        self._best: Individual | None = None
+        self._steps = self._search()
+        self._request: Request | None = next(self._steps, None)
+
+    def ask(self) -> Request | None:
+        """What to evaluate next; None when the search is over."""
+        return self._request
+
+    def tell(self, fitness: np.ndarray) -> None:
+        """Fitness float [K] of the request's candidates; non-finite puts a candidate out."""
+        try:
+            self._request = self._steps.send(np.where(np.isfinite(fitness), fitness, np.inf))
+        except StopIteration:
+            self._request = None
+
+    def best(self) -> tuple[Candidate, float]:
+        """The best candidate and its mean divergence over all batches (NaN where none was evaluated).
+
+        Raises:
+            FloatingPointError: every candidate's divergence was non-finite.
+        """
+        if self._best is None:
+            return self._candidate(self._plain(self._pure(0))), np.nan
+        if not np.isfinite(self._best.fitness):
+            raise FloatingPointError("the divergence of every candidate is NaN or infinite")
+        return self._candidate(self._best), self._best.fitness
+
+    def _search(self) -> Generator[Request, np.ndarray, None]:
+        if self._config.generations == 0:
+            return
+        population = yield from self._race(self._first_population(), spared=len(self._space.criteria))
+        for _ in range(self._config.generations - 1):
+            elite = population[:self._config.elite]
+            children = [self._child(population) for _ in range(self._config.population - len(elite))]
+            raced = yield from self._race(children, spared=0)
+            population = sorted([*elite, *raced], key=lambda one: one.rank_key)
+        self._best = population[0]
+
+    def _race(self, entrants: list[Individual], spared: int) -> Generator[Request, np.ndarray, list[Individual]]:
+        """Evaluate entrants, the first `spared` of them on all batches whatever the screening says; best first."""
+        everything = list(range(self._batches))
+        if self._screened < self._batches and len(entrants) > spared + 1:
+            some = sorted(self._rng.choice(self._batches, self._screened, replace=False).tolist())
+            entrants = yield from self._evaluate(entrants, some)
+            rest = sorted(entrants[spared:], key=lambda one: one.fitness)
+            finalists = (len(rest) + 1) // 2
+            self.saved_evaluations += len(rest) - finalists
+            entrants, out = entrants[:spared] + rest[:finalists], rest[finalists:]
+        else:
+            out = []
+        entrants = yield from self._evaluate(entrants, everything)
+        return sorted([*entrants, *out], key=lambda one: one.rank_key)
+
+    def _evaluate(self, ones: Sequence[Individual],
+                  batches: list[int]) -> Generator[Request, np.ndarray, list[Individual]]:
+        fitness = yield Request([self._candidate(one) for one in ones], batches)
+        full = len(batches) == self._batches
+        return [replace(one, fitness=float(f), full=full) for one, f in zip(ones, fitness, strict=True)]
+
+    # Proposals.
+
+    def _pure(self, criterion: int) -> np.ndarray:
+        return np.eye(len(self._space.criteria))[criterion]
+
+    def _keys(self, mix: np.ndarray) -> list[np.ndarray]:
+        return [self._space.alive_keys(mix, layer) for layer in range(self._space.layers)]
+
+    def _plain(self, mix: np.ndarray) -> Individual:
+        """The plain top-k set of a mix of criteria."""
+        keys = self._keys(mix)
+        quotas = self._space.quotas(keys)
+        members = tuple(smallest(k, int(q)) for k, q in zip(keys, quotas, strict=True))
+        return Individual(mix, quotas, members, tuple(np.empty(0, np.int64) for _ in members))
+
+    def _first_population(self) -> list[Individual]:
+        """Every criterion's plain top-k, then variations of random mixes."""
+        count = len(self._space.criteria)
+        plain = [self._plain(self._pure(c)) for c in range(count)]
+        mixes = self._rng.dirichlet(np.ones(count), max(0, self._config.population - count))
+        return plain + [self._mutate(self._plain(mix)) for mix in mixes]
+
+    # Variation.
+
+    def _child(self, population: list[Individual]) -> Individual:
+        first = self._tournament(population)
+        if self._rng.random() < self._config.crossover:
+            return self._mutate(self._cross(first, self._tournament(population)))
+        return self._mutate(first)
+
+    def _tournament(self, population: list[Individual]) -> Individual:
+        """The best of a few drawn at random; the population is sorted, so the lowest place wins."""
+        return population[int(self._rng.integers(len(population), size=self._config.tournament).min())]
+
+    def _cross(self, first: Individual, second: Individual) -> Individual:
+        share = self._rng.random()
+        mix = share * first.mix + (1 - share) * second.mix
+        survivors = [np.log(np.maximum(self._space.room - one.quotas, 0.5)) for one in (first, second)]
+        quotas = self._space.shift_quotas(first.quotas, (1 - share) * (survivors[1] - survivors[0]))
+        keys = self._keys(mix)
+        members = tuple(cross(a, b, k, int(q)) for a, b, k, q in
+                        zip(first.members, second.members, keys, quotas, strict=True))
+        return Individual(mix, quotas, members, tuple(np.empty(0, np.int64) for _ in members))
+
+    def _mutate(self, one: Individual) -> Individual:
+        """Move quota between layers, then exchange members, then bring zeroed parameters back."""
+        space, config, rng = self._space, self._config, self._rng
+        quotas = space.shift_quotas(one.quotas, config.quota_sigma * rng.standard_normal(space.layers))
+        temperature = config.temperature * rng.random()
+        members, revived = [], []
+        for layer, quota in enumerate(quotas):
+            keys = space.alive_keys(one.mix, layer)
+            perturbed = keys - temperature * rng.gumbel(size=len(keys)) if temperature else keys
+            back = self._regrow(one.mix, layer, int(space.room[layer] - quota))
+            chosen = resize(one.members[layer], keys, int(quota) + len(back))
+            members.append(swap(chosen, perturbed, round(config.swap * rng.random() * len(chosen))))
+            revived.append(back)
+        return Individual(one.mix, quotas, tuple(members), tuple(revived))
+
+    def _regrow(self, mix: np.ndarray, layer: int, survivors: int) -> np.ndarray:
+        """Positions of the zeroed parameters that a mutation brings back, the most salient first."""
+        dead = self._space.dead[layer]
+        count = min(round(self._config.regrow * self._rng.random() * survivors), len(dead),
+                    survivors)
+        if count == 0:
+            return np.empty(0, np.int64)
+        keys = self._space.dead_keys(mix, layer)
+        noise = self._config.temperature * self._rng.gumbel(size=len(dead))
+        return smallest(-keys - noise, count)
+
+    def _candidate(self, one: Individual) -> Candidate:
+        space = self._space
+        return tuple(ZeroingSet(layer, space.alive[layer][m], space.dead[layer][r])
+                     for layer, (m, r) in enumerate(zip(one.members, one.revived, strict=True)) if len(m) or len(r))

@@ -1,0 +1,154 @@
+"""The first stage: cycles of propose, evaluate, breed, commit, refit, checkpoint, then the final refit."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from de_ray import checkpoint
+from de_ray.config import Config
+from de_ray.evaluation.pool import Pool
+from de_ray.evolution.cycle import breed
+from de_ray.evolution.saliency import SaliencyInputs
+from de_ray.evolution.schedule import Targets, next_progress
+from de_ray.problem.base import Problem
+from de_ray.refit.build import Refit, build_refit
+from de_ray.seeds import numpy_generator, torch_generator
+from de_ray.student import Student
+
+log = logging.getLogger(__name__)
+
+FINAL_CHUNK = 2000
+"""Steps of the final refit between two checkpoints."""
+LEAST_RISE = 1e-12
+"""Keeps ratios of divergence rises finite."""
+
+
+@dataclass
+class Record:
+    """What a cycle, or a chunk of the final refit, did; one row of the report's history."""
+
+    cycle: int
+    """Counts cycles from 1, and chunks of the final refit on from there."""
+    sparsity: float
+    divergence: float
+    """Mean over all calibration batches, after the refit."""
+    candidate_divergence: float | None
+    """Of the committed set, before the refit; None for a baseline's cycles and for the final refit."""
+    evaluations: int
+    """Candidates evaluated so far."""
+    saved_evaluations: int
+    """Evaluations on all batches that racing spared in this cycle."""
+    seconds: float
+    """Since the start of the stage, earlier sittings included."""
+    densities: list[float]
+    """By layer."""
+
+
+@dataclass
+class Progress:
+    """Where the stage is: what a checkpoint holds beside tensors."""
+
+    done: int = 0
+    """Cycles and chunks finished."""
+    progress: float = 0.0
+    """Share of the way to the sparsity target."""
+    rises: list[float] = field(default_factory=list)
+    """Of the divergence by zeroing alone, by cycle."""
+    history: list[dict] = field(default_factory=list)
+    """Records."""
+
+
+OnRecord = Callable[[Record, int], None]
+"""(record, number of records that the stage will have)."""
+
+
+def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
+           fingerprint: dict, on_record: OnRecord) -> list[dict]:
+    """Evolve a student in place to its sparsity.
+
+    Args:
+        problem: what is compressed.
+        config: the whole configuration.
+        student: a fresh copy of the teacher.
+        pool: replicas of the student.
+        folder: of the run, for checkpoints; one found there is continued. None: no checkpoints.
+        fingerprint: what must be equal for a checkpoint to be continued.
+        on_record: told of each record.
+
+    Returns:
+        The history: records as dicts.
+    """
+    refit = build_refit(student, problem, config.refit)
+    state = _restore(folder, fingerprint, student, refit, pool)
+    targets = Targets(config.evolution, problem.layers)
+    chunks = range(0, config.refit.final_steps if config.refit.method == "distill" else 0, FINAL_CHUNK)
+    total = config.evolution.cycles + len(chunks)
+    everything = range(pool.batches)
+    started = time.perf_counter() - (state.history[-1]["seconds"] if state.history else 0.0)
+    divergence = state.history[-1]["divergence"] if state.history else 0.0
+    while state.done < total:
+        step = state.done
+        found = None
+        generator = torch_generator(config.seed, "refit", step)
+        if step < config.evolution.cycles:
+            state.progress = next_progress(config.evolution, step, state.progress, state.rises)
+            budget = targets.budget(state.progress, [int(mask.sum()) for mask in student.masks])
+            given = saliency_inputs(problem, config, student, step)
+            found = breed(given, budget, config.evolution, pool.evaluate, pool.batches,
+                          numpy_generator(config.seed, "search", step))
+            student.commit(found.candidate)
+            pool.commit(found.candidate)
+            after = found.divergence
+            if config.evolution.schedule == "adaptive":
+                after = after if np.isfinite(after) else float(pool.evaluate([()], everything)[0])
+                state.rises.append(max(after - divergence, LEAST_RISE))
+            refit.after_cycle(generator)
+        else:
+            start = chunks[step - config.evolution.cycles]
+            refit.final(start, min(start + FINAL_CHUNK, config.refit.final_steps), generator)
+        pool.refresh(student)
+        divergence = float(pool.evaluate([()], everything)[0])
+        if not np.isfinite(divergence):
+            raise FloatingPointError(f"the student's divergence is {divergence} after cycle {step + 1}; lower "
+                                     "refit.learning_rate or evolution.sparsity, or take more cycles")
+        record = Record(step + 1, student.sparsity, divergence,
+                        None if found is None or np.isnan(found.divergence) else found.divergence, pool.evaluations,
+                        found.saved_evaluations if found else 0, time.perf_counter() - started,
+                        [float(mask.float().mean()) for mask in student.masks])
+        state.history.append(asdict(record))
+        state.done += 1
+        if folder is not None:
+            checkpoint.save(folder, state.done, {**student.state(), **refit.state()},
+                            {**asdict(state), "fingerprint": fingerprint})
+        on_record(record, total)
+    return state.history
+
+
+def saliency_inputs(problem: Problem, config: Config, student: Student, step: int) -> SaliencyInputs:
+    """Inputs of a cycle's saliencies: a fresh sample of the problem's, augmented as refit's are."""
+    generator = torch_generator(config.seed, "saliency", step)
+    indices = torch.randperm(len(problem.inputs), generator=generator)[:config.evolution.saliency_inputs]
+    inputs = problem.inputs[indices]
+    if problem.augment is not None:
+        inputs = problem.augment(inputs, generator)
+    return SaliencyInputs(student, problem, inputs, config.evolution.saliency_batch, generator)
+
+
+def _restore(folder: Path | None, fingerprint: dict, student: Student, refit: Refit, pool: Pool) -> Progress:
+    """Continue from the newest checkpoint of a folder, or start afresh where there is none."""
+    found = checkpoint.latest(folder) if folder is not None else None
+    if found is None:
+        return Progress()
+    checkpoint.require_same(found.meta, fingerprint)
+    student.load_state(found.tensors)
+    refit.load_state(found.tensors)
+    pool.load(student)
+    state = Progress(**{key: found.meta[key] for key in ("done", "progress", "rises", "history")})
+    pool.evaluations = state.history[-1]["evaluations"]
+    log.info("continuing after cycle %d", state.done)
+    return state

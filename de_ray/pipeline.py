@@ -1,0 +1,150 @@
+"""The four stages in order: evolve, quantize, encode, report."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from de_ray import codec
+from de_ray.config import Config
+from de_ray.device import resolve_device, threads
+from de_ray.evaluation.build import build_pool
+from de_ray.evolve import OnRecord, evolve
+from de_ray.problem.base import Problem
+from de_ray.problem.measure import mean_divergence
+from de_ray.quantize import Quantized, quantize
+from de_ray.report import versions
+from de_ray.student import Student
+
+BYTES_A_PARAMETER = 4
+"""Of the uncompressed teacher: float32."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed network."""
+
+    data: bytes
+    """The file."""
+    report: dict
+    """As `report.json` has it."""
+    model: nn.Module
+    """The student that the file decodes to, in eval mode."""
+    survivors: dict[str, tuple[np.ndarray, np.ndarray]]
+    """Layer -> values of the survivors before quantization, and the layer's levels."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file; returns its path."""
+        codec.write(path, self.data)
+        return Path(path)
+
+
+def run(problem: Problem, config: Config, folder: Path | None = None,
+        on_record: OnRecord = lambda record, total: None, on_stage: Callable[[str], None] = lambda stage: None) -> Result:
+    """Compress a problem's teacher.
+
+    Args:
+        problem: what is compressed.
+        config: validated by its own checks.
+        folder: for checkpoints and Tune's results; None: keep nothing.
+        on_record: told of each cycle.
+        on_stage: told the name of each stage as it starts.
+
+    Raises:
+        FloatingPointError: the divergence became NaN or infinite.
+        RuntimeError: the file does not decode to the student, bit for bit.
+    """
+    clock = _Clock(on_stage)
+    device = resolve_device(config.device)
+    problem.teacher.to(device)
+    with threads(config.threads):
+        student = Student(problem.teacher, problem.layers, device)
+        with build_pool(problem, config.pool, student, str(device)) as pool:
+            with clock.stage("evolve"):
+                history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record)
+            pruned = _measure(problem, student.module)
+            values = [weight[mask].cpu().numpy() for weight, mask in zip(student.weights, student.masks, strict=True)]
+            with clock.stage("quantize"):
+                quantized = quantize(problem, config, student, pool, folder)
+            evaluations = pool.evaluations
+        with clock.stage("encode"):
+            data = codec.encode(quantized.tensors, quantized.raw, problem.architecture)
+            decoded = codec.decode(data)
+            _require_equal(decoded, student.module.state_dict())
+        with clock.stage("report"):
+            report = _report(problem, config, student, quantized, data, history, pruned)
+    report["evaluations"], report["seconds"] = evaluations, clock.seconds
+    levels = {tensor.name: tensor.levels for tensor in quantized.tensors}
+    survivors = {layer.name: (v, levels[layer.parameter]) for layer, v in zip(problem.layers, values, strict=True)}
+    return Result(data, report, student.module.cpu(), survivors)
+
+
+def fingerprint(problem: Problem, config: Config) -> dict:
+    """What decides a run's result, for checkpoints: where and how fast it runs is left out."""
+    fields = asdict(config)
+    for group, keys in {"pool": ("kind", "actors", "gpus"), "quantization": tuple(fields["quantization"])}.items():
+        for key in keys:
+            del fields[group][key]
+    for key in ("resume", "tracking", "device"):
+        del fields[key]
+    fields["teacher_digest"] = float(sum(p.double().abs().sum() for p in problem.teacher.parameters()))
+    return fields
+
+
+def _measure(problem: Problem, module: nn.Module) -> dict:
+    return {**problem.metrics(module),
+            "divergence": {"calibration": mean_divergence(problem, module, problem.calibration),
+                           "held_out": mean_divergence(problem, module, problem.held_out)}}
+
+
+def _require_equal(decoded: dict[str, Tensor], student: dict[str, Tensor]) -> None:
+    """The file's hash says that it decodes to what was encoded; this says that what was encoded is the student."""
+    for name, value in student.items():
+        # Bits, not numbers: -0.0 equals 0.0 and NaN does not equal itself.
+        if decoded[name].numpy().tobytes() != value.cpu().contiguous().numpy().tobytes():
+            raise RuntimeError(f"{name}: the file decodes to other values than the student's; this is a bug in de_ray, "
+                               "please report it with the run's folder")
+
+
+def _report(problem: Problem, config: Config, student: Student, quantized: Quantized, data: bytes,
+            history: list[dict], pruned: dict) -> dict:
+    parameters = sum(p.numel() for p in problem.teacher.parameters())
+    summary = {tensor.name: tensor for tensor in codec.inspect(data).tensors}
+    survivors = sum(int(np.count_nonzero(t.symbols)) for t in quantized.tensors
+                    if t.name in {layer.parameter for layer in problem.layers})
+    layers = [{"name": layer.name, "weights": layer.size, "density": summary[layer.parameter].density, "bits": bits,
+               "bytes": summary[layer.parameter].payload_bytes}
+              for layer, bits in zip(problem.layers, quantized.bits, strict=True)]
+    measured = _measure(problem, student.module)
+    return {
+        "problem": problem.name, "method": config.evolution.method, "architecture": problem.architecture,
+        "parameters": parameters, "sparsity": 1 - survivors / problem.weights,
+        "layers": layers, "file_bytes": len(data), "ratio": BYTES_A_PARAMETER * parameters / len(data),
+        "bits_per_survivor": 8 * sum(layer["bytes"] for layer in layers) / max(1, survivors),
+        "divergence": measured["divergence"], "teacher": {**problem.metrics(problem.teacher)},
+        "pruned": pruned, "student": {k: v for k, v in measured.items() if k != "divergence"},
+        "decoded": {k: v for k, v in measured.items() if k != "divergence"}, "decoded_equals_student": True,
+        "trials": [asdict(trial) for trial in quantized.trials], "chosen": asdict(quantized.chosen),
+        "history": history, "seed": config.seed, "versions": versions(),
+    }
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self, on_stage: Callable[[str], None]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._on_stage = on_stage
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        self._on_stage(name)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started

@@ -1,0 +1,35 @@
+"""Label-free augmentation of image inputs."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+REACH = 2
+"""Pixels, at most, that `shift` moves an image along each axis."""
+
+
+def shift(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Move each image by its own whole number of pixels, uniform in -REACH..REACH along each axis.
+
+    What comes in at the edges is background, which is the batch's smallest value: black, however inputs were scaled.
+
+    Args:
+        inputs: [N, C, H, W].
+        generator: of the offsets; on any device.
+
+    Returns:
+        [N, C, H, W], a new tensor.
+
+    Raises:
+        ValueError: for inputs that are not images.
+    """
+    if inputs.ndim != 4:
+        raise ValueError(f"problem.augment='shift': expected images [N, C, H, W], got inputs {list(inputs.shape)}")
+    n, _, height, width = inputs.shape
+    padded = pad(inputs, (REACH,) * 4, value=float(inputs.min()))  # [N, C, H + 2 REACH, W + 2 REACH]
+    offsets = torch.randint(2 * REACH + 1, (2, n, 1), generator=generator, device=generator.device).to(inputs.device)
+    rows = offsets[0] + torch.arange(height, device=inputs.device)  # [N, H]
+    columns = offsets[1] + torch.arange(width, device=inputs.device)  # [N, W]
+    sample = torch.arange(n, device=inputs.device)[:, None, None]
+    # Advanced indices around a slice come first in the result: [N, H, W, C].
+    return padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,65 @@
+"""What is compressed: a teacher, unlabelled inputs, a divergence, metrics and the layers that may be zeroed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Output = Any
+"""What a model returns: a tensor, or a tuple, list or dict of them, nested at will."""
+Divergence = Callable[[Output, Output], Tensor]
+"""(teacher_out, student_out) -> [N]: per sample, >= 0, 0 only for equal outputs; differentiable in student_out."""
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""(inputs [N, ...], generator) -> inputs of the same shape."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module whose weight may be zeroed: Linear, Conv1d, Conv2d or Conv3d."""
+
+    name: str
+    """Module path, as in `named_modules`."""
+    shape: tuple[int, ...]
+    """Of its weight: [R, ...], one row an output unit."""
+
+    @property
+    def parameter(self) -> str:
+        """The weight's state-dict key."""
+        return f"{self.name}.weight"
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that the four stages need to know of a network; labels hide behind `metrics`."""
+
+    name: str
+    """Of reports and tracking."""
+    architecture: str
+    """Written into the file: what `de_ray.load(path, model=...)` should be given."""
+    teacher: nn.Module
+    """In eval mode on the CPU, batch norm folded in place; never modified."""
+    layers: tuple[Layer, ...]
+    """In the order of `named_modules`."""
+    inputs: Tensor
+    """[M, ...] unlabelled inputs for saliency and refit; indexable by an index tensor."""
+    calibration: Tensor
+    """[N, ...] the inputs on which candidates are evaluated; a subset of `inputs`."""
+    held_out: Tensor
+    """[H, ...] inputs that nothing but the report sees."""
+    divergence: Divergence
+    metrics: Callable[[nn.Module], dict[str, float]]
+    """On held-out data, labelled where there are labels; called for the report alone."""
+    augment: Augment | None = None
+    """Label-free augmentation of refit inputs."""
+
+    @property
+    def weights(self) -> int:
+        """Number of weights that may be zeroed."""
+        return sum(layer.size for layer in self.layers)

@@ -1,0 +1,26 @@
+"""Mean divergence of a module from the teacher over a set of inputs."""
+
+import torch
+from torch import Tensor, nn
+
+from de_ray.problem.base import Problem
+
+BATCH = 256
+"""Inputs a forward pass."""
+
+
+def mean_divergence(problem: Problem, module: nn.Module, inputs: Tensor) -> float:
+    """Mean over samples of the problem's divergence, float64.
+
+    Args:
+        problem: gives the teacher and the divergence; the teacher must be on the module's device.
+        module: in eval mode.
+        inputs: [N, ...].
+    """
+    device = next(module.parameters()).device
+    total = 0.0
+    with torch.inference_mode():
+        for part in inputs.split(BATCH):
+            part = part.to(device)
+            total += float(problem.divergence(problem.teacher(part), module(part)).double().sum())
+    return total / len(inputs)

@@ -1,0 +1,147 @@
+"""Entropy-constrained scalar quantization: levels and thresholds of least distortion + slope x rate.
+
+Chou, Lookabaugh, Gray, "Entropy-constrained vector quantization" (1989), in one dimension: assignments by Lagrangian cost,
+centroids and rates by turns, each optimal given the others, so that the cost never rises. Assignments are the optimal *ordered*
+ones (each level takes an interval), by dynamic programming over levels, which thresholds cannot express once values have weights.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from de_ray.quantization.atoms import Atoms, make_atoms
+from de_ray.quantization.levels import lloyd_max_levels, uniform_levels
+
+MAX_ITERATIONS = 200
+TOLERANCE = 1e-6
+"""Relative fall of the cost below which iteration ends."""
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Levels and the thresholds between them."""
+
+    levels: np.ndarray
+    """float64 [L], ascending; zero is not among them."""
+    boundaries: np.ndarray
+    """float32 [L], thresholds between the L + 1 sorted values that zero and the levels make: value i holds for
+    boundaries[i - 1] < x <= boundaries[i]."""
+    costs: np.ndarray
+    """float64 [iterations], Lagrangian cost after each update."""
+
+
+def ecsq(values: np.ndarray, count: int, slope: float, weights: np.ndarray | None = None, zeros: int = 0,
+         allow_zero: bool = True) -> Quantizer:
+    """Minimise sum w (x - q)^2 + slope * bits, where a level's bits are -log2 of its share.
+
+    Shares are those of the layer's whole alphabet, zero and the levels, `zeros` included. Iteration starts from uniform and from
+    Lloyd-Max levels, of `count` and of half as many, and the least cost wins; levels that nothing uses are dropped. A level serves values of its
+    own sign alone. Values are merged into atoms first (see `atoms.make_atoms`).
+
+    Args:
+        values: float32 [n], the survivors.
+        count: number of levels besides zero, >= 1.
+        slope: squared error (weighted) that a bit is worth, >= 0.
+        weights: [n], >= 0; None: all 1.
+        zeros: number of weights that are zero already.
+        allow_zero: a survivor may become zero.
+    """
+    return ecsq_of_atoms(make_atoms(values, weights), count, slope, zeros, allow_zero)
+
+
+def ecsq_of_atoms(atoms: Atoms, count: int, slope: float, zeros: int = 0, allow_zero: bool = True) -> Quantizer:
+    """`ecsq` of atoms."""
+    if not slope >= 0:
+        raise ValueError(f"slope={slope}: expected a number of 0 or more")
+    if not len(atoms.values):
+        return Quantizer(np.empty(0), np.empty(0, np.float32), np.zeros(1))
+    counts = (count, max(1, count // 2))
+    starts = [placement(atoms, c) for c in counts for placement in (lloyd_max_levels, uniform_levels)]
+    return min((_descend(atoms, levels, slope, zeros, allow_zero) for levels in starts), key=lambda q: q.costs[-1])
+
+
+def _descend(atoms: Atoms, levels: np.ndarray, slope: float, zeros: int, allow_zero: bool) -> Quantizer:
+    """Iterate from given levels until the cost stays."""
+    table = np.union1d(levels, [0.0]) if allow_zero else levels
+    member = _assign(atoms, table, np.zeros(len(table)), 0.0, allow_zero)
+    costs: list[float] = []
+    while True:
+        table, bits, member, cost = _update(atoms, table, member, slope, zeros, allow_zero)
+        costs.append(cost)
+        if len(costs) == MAX_ITERATIONS or (len(costs) > 1 and costs[-2] - cost <= TOLERANCE * abs(cost)):
+            break
+        member = _assign(atoms, table, bits, slope, allow_zero)
+    return Quantizer(table[table != 0], _boundaries(atoms, table, member), np.array(costs))
+
+
+def _update(atoms: Atoms, table: np.ndarray, member: np.ndarray, slope: float, zeros: int,
+            allow_zero: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Centroids and bits of the values in use, for given assignments.
+
+    Returns:
+        table [T], bits [T], member [A] (into the new table), the Lagrangian cost.
+    """
+    zero_row = (table == 0) & allow_zero
+    counts = np.bincount(member, atoms.counts, len(table)) + zeros * zero_row
+    used = counts > 0
+    mass = np.bincount(member, atoms.weights, len(table))[used]
+    moment = np.bincount(member, atoms.weights * atoms.values, len(table))[used]
+    counts, zero_row, member = counts[used], zero_row[used], (np.cumsum(used) - 1)[member]
+    table = np.where(zero_row, 0.0, moment / np.where(zero_row, 1.0, mass))
+    total = atoms.total + zeros
+    bits = -np.log2(counts / total)
+    rate = float(counts @ bits)
+    if zeros and not allow_zero:
+        rate -= zeros * np.log2(zeros / total)
+    error = float(np.sum(atoms.weights * (atoms.values - table[member]) ** 2)) + atoms.scatter
+    return table, bits, member, error + slope * rate
+
+
+def _assign(atoms: Atoms, table: np.ndarray, bits: np.ndarray, slope: float, allow_zero: bool) -> np.ndarray:
+    """The ordered assignment of least cost: for each atom its index into `table`, int [A]."""
+    if not allow_zero:
+        return _assign_ordered(atoms, slice(None), table, bits, slope)
+    split = int(np.searchsorted(atoms.values, 0.0))
+    below, above = int(np.searchsorted(table, 0.0)), int(np.searchsorted(table, 0.0, side="right"))
+    parts = []
+    if split:
+        parts.append(_assign_ordered(atoms, slice(0, split), table[:above], bits[:above], slope))
+    if split < len(atoms.values):
+        parts.append(below + _assign_ordered(atoms, slice(split, None), table[below:], bits[below:], slope))
+    return np.concatenate(parts)
+
+
+def _assign_ordered(atoms: Atoms, part: slice, table: np.ndarray, bits: np.ndarray, slope: float) -> np.ndarray:
+    """Split sorted atoms into one interval (it may be empty) for each value of the table, at least cost."""
+    x, w, n = atoms.values[part], atoms.weights[part], atoms.counts[part]
+    cost = w * (x - table[:, None]) ** 2 + slope * bits[:, None] * n  # [T, A]
+    total = np.concatenate([np.zeros((len(table), 1)), np.cumsum(cost, axis=1)], axis=1)  # [T, A + 1]
+    position = np.arange(len(x) + 1)
+    starts = np.empty((len(table), len(x) + 1), int)
+    best = total[0]  # least cost of the first a atoms with the first values alone
+    for t in range(1, len(table)):
+        gain = best - total[t]
+        least = np.minimum.accumulate(gain)
+        starts[t] = np.maximum.accumulate(np.where(gain <= least, position, 0))
+        best = total[t] + least
+    member, end = np.zeros(len(x), int), len(x)
+    for t in range(len(table) - 1, 0, -1):
+        start = starts[t, end]
+        member[start:end] = t
+        end = start
+    return member
+
+
+def _boundaries(atoms: Atoms, table: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """Thresholds that reproduce the assignment: the middle of two neighbours, moved to where the assignment changes.
+
+    A value of the table is a level or zero; zero is inserted with an empty interval where the table lacks it.
+    """
+    if 0.0 not in table:
+        at = int(np.searchsorted(table, 0.0))
+        table, member = np.insert(table, at, 0.0), member + (member >= at)
+    ends = np.searchsorted(member, np.arange(len(table) - 1), side="right")  # [L], atoms up to each threshold
+    low = np.concatenate([[-np.inf], atoms.high]).astype(np.float32)[ends]
+    # One float below the next atom, which lies above the threshold.
+    high = np.nextafter(np.concatenate([atoms.low, [np.inf]]).astype(np.float32)[ends], np.float32(-np.inf))
+    return np.clip(((table[1:] + table[:-1]) / 2).astype(np.float32), low, high)

@@ -1,0 +1,137 @@
+"""Label-free refit of a quantized student: latent survivors with straight-through rounding, then levels alone.
+
+In the first part survivors move as full-precision latents while the network runs on their rounded values, with the
+gradient passed straight through (Bengio et al., arXiv:1308.3432), so that a survivor may change its level. In the
+second part assignments stand, and only the level tables and the biases move, each level by the sum of its members'
+gradients. Levels end as float16 numbers, as the file holds them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from de_ray.codec.tensor import QuantizedTensor
+from de_ray.problem.base import Problem
+from de_ray.quantization.choice import LevelChoice
+from de_ray.quantization.scales import row_scales
+from de_ray.refit.distill import TeacherOutputs
+from de_ray.student import Student
+
+LATENT_SHARE = 0.7
+"""Of the steps, those in which survivors may still change their level."""
+
+
+@dataclass
+class _Layer:
+    """A quantized layer during the refit."""
+
+    name: str
+    table: Tensor
+    """[L + 1] values, ascending, zero among them."""
+    zero: int
+    """Position of zero in the table."""
+    boundaries: Tensor
+    """[L] thresholds between the table's values."""
+    scales: Tensor
+    """[R, 1, ...] row scales, or [1]."""
+    latent: Tensor
+    """[R, ...] full-precision weights."""
+    alive: Tensor
+    """bool [R, ...]."""
+    slots: Tensor | None = None
+    """int64 [R, ...] positions in the table, once they stand."""
+
+    def assign(self) -> Tensor:
+        """Positions in the table of the latents' nearest levels."""
+        slots = torch.bucketize(self.latent.detach() / self.scales, self.boundaries)
+        return torch.where(self.alive, slots, self.zero)
+
+    def weight(self) -> Tensor:
+        """The weight that the network runs on; differentiable in the table and, before assignments stand, the latent."""
+        table = torch.cat([self.table[:self.zero], self.table.new_zeros(1), self.table[self.zero + 1:]])
+        if self.slots is not None:
+            return table[self.slots] * self.scales
+        rounded = table[self.assign()] * self.scales
+        return rounded + (self.latent - self.latent.detach()) * self.alive
+
+
+def refit_levels(problem: Problem, student: Student, choices: Sequence[LevelChoice], steps: int, batch: int,
+                 learning_rate: float, generator: torch.Generator) -> list[QuantizedTensor]:
+    """Quantize a student's layers and refit them together to the teacher.
+
+    Args:
+        problem: inputs, teacher, divergence.
+        student: its weights become the quantized ones and its biases are refitted, in place.
+        choices: one a layer.
+        steps: >= 0; with 0 the choices are carried out as they are.
+        batch: inputs a step.
+        learning_rate: peak, decays to zero along a cosine.
+        generator: draws batches and augmentation.
+
+    Returns:
+        The layers in coded form; the student's weights are their values, bit for bit.
+    """
+    device = student.weights[0].device
+    layers = []
+    for choice, weight, mask in zip(choices, student.weights, student.masks, strict=True):
+        scales = torch.ones(1)
+        if choice.row_exponents is not None:
+            scales = torch.from_numpy(row_scales(choice.row_exponents)).reshape(-1, *[1] * (weight.ndim - 1))
+        layers.append(_Layer(student.layers[choice.layer].parameter, torch.from_numpy(choice.table).to(device),
+                             choice.negatives, torch.from_numpy(choice.boundaries).to(device), scales.to(device),
+                             weight.detach().clone(), mask))
+    if steps:
+        _train(problem, student, layers, steps, batch, learning_rate, generator)
+    tensors = [_coded(layer, choice) for layer, choice in zip(layers, choices, strict=True)]
+    for weight, tensor in zip(student.weights, tensors, strict=True):
+        weight.data.copy_(torch.from_numpy(tensor.dequantize()))
+    return tensors
+
+
+def _train(problem: Problem, student: Student, layers: list[_Layer], steps: int, batch: int, peak: float,
+           generator: torch.Generator) -> None:
+    outputs = TeacherOutputs(problem, student.weights[0].device)
+    others = [p for p in student.others.values() if p.is_floating_point()]
+    moving = [*(layer.table for layer in layers), *(layer.latent for layer in layers), *others]
+    for tensor in moving:
+        tensor.requires_grad_(True)
+    optimizer = torch.optim.Adam(moving)
+    standing_from = round(LATENT_SHARE * steps)
+    try:
+        for step in range(steps):
+            if step == standing_from:
+                for layer in layers:
+                    layer.slots = layer.assign()
+            indices = torch.randint(len(problem.inputs), (batch,), generator=generator)
+            inputs = problem.inputs[indices]
+            if problem.augment is not None:
+                inputs = problem.augment(inputs, generator)
+            inputs = inputs.to(layers[0].table.device)
+            weights = {layer.name: layer.weight() for layer in layers}
+            output = torch.func.functional_call(student.module, weights, (inputs,))
+            loss = problem.divergence(outputs(inputs, indices.to(inputs.device)), output).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            for group in optimizer.param_groups:
+                group["lr"] = peak * (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.step()
+    finally:
+        for tensor in moving:
+            tensor.requires_grad_(False)
+            tensor.grad = None
+
+
+def _coded(layer: _Layer, choice: LevelChoice) -> QuantizedTensor:
+    """A layer in coded form: levels as float16 numbers in ascending order, those without members left out."""
+    slots = (layer.assign() if layer.slots is None else layer.slots).cpu().numpy()
+    table = layer.table.cpu().numpy().astype(np.float16).astype(np.float32)
+    table[layer.zero] = 0.0
+    used = np.unique(np.append(table[np.unique(slots)], np.float32(0.0)))  # ascending, distinct, zero among them
+    zero = int(np.flatnonzero(used == 0)[0])
+    symbols = np.searchsorted(used, table)[slots] - zero
+    return QuantizedTensor(layer.name, symbols.astype(np.int32), levels=used[used != 0],
+                           row_exponents=choice.row_exponents)

@@ -1,0 +1,141 @@
+"""Sweep widths per layer with Ray Tune, or in process where the pool is."""
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from de_ray.config import QuantizationConfig
+from de_ray.quantization.allocate import warm_starts
+from de_ray.quantization.pareto import Trial, make_trial
+from de_ray.quantization.search import WidthSearch
+from de_ray.quantization.sensitivity import Evaluator, SensitivityTable
+
+log = logging.getLogger(__name__)
+
+WARM_SHARE = 0.5
+"""Share of the trials that may be warm starts."""
+RESOURCES = {"CPU": 0, "memory": 2**20}
+"""Of a trial. Replicas own the CPUs: a trial that asked for one would wait for them for ever. Tune refuses to ask for nothing
+at all, hence the bytes."""
+QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+"""Tune's loggers cost each trial more than its evaluation does, and write what is in `Trial` anyway."""
+
+
+class Pool(Evaluator):
+    """What a sweep needs of a pool besides evaluation."""
+
+    def client(self) -> Evaluator:
+        """An evaluator for other processes, or the pool itself when it serves only this one."""
+        ...
+
+
+def divergence_limit(table: SensitivityTable, config: QuantizationConfig) -> float:
+    """The divergence that the assignment may reach: the pruned student's, raised by the tolerance."""
+    return table.base * (1 + config.tolerance)
+
+
+def fixed(table: SensitivityTable, pool: Evaluator, bits: int) -> Trial:
+    """The trial of one width for every layer."""
+    widths = (bits,) * len(table.layers)
+    return _evaluate(table, pool, [widths])[0]
+
+
+def sweep(table: SensitivityTable, pool: Pool, config: QuantizationConfig, seed: int, folder: Path | str,
+          concurrent: int = 2) -> list[Trial]:
+    """Search for the Pareto front of (bytes, divergence) over a width for each layer.
+
+    Warm starts come from the table, the others from `WidthSearch`. Trials evaluate on the pool's resident replicas: in Tune's
+    processes through the pool's client, or in this process when the client is the pool itself. Both give the same list.
+
+    Args:
+        table: choices, bytes and divergences by layer and width.
+        pool: replicas that hold the student of the table.
+        config: trials and tolerance are used.
+        seed: of the sampler.
+        folder: where Tune keeps its records.
+        concurrent: Tune's processes, >= 1; matters to the time alone.
+
+    Returns:
+        Trials in the order in which they were asked for; infinite divergence where it was not finite.
+
+    Raises:
+        KeyboardInterrupt: Tune was interrupted.
+    """
+    count = max(1, int(config.trials * WARM_SHARE))
+    search = WidthSearch(len(table.layers), (table.widths[0], table.widths[-1]), config.trials, seed,
+                         warm_starts(table, divergence_limit(table, config), count))
+    client = pool.client()
+    if client is pool:
+        while not search.finished:
+            search.tell(_evaluate(table, pool, search.ask()))
+    else:
+        search = _tune(search, table, client, Path(folder), concurrent)
+    failed = sum(trial.divergence == float("inf") for trial in search.trials)
+    if failed:
+        log.warning("%d of %d assignments of widths gave no finite divergence", failed, len(search.trials))
+    return search.trials
+
+
+def _evaluate(table: SensitivityTable, pool: Evaluator, assignments: list[tuple[int, ...]]) -> list[Trial]:
+    fitness = pool.evaluate([table.candidate(widths) for widths in assignments], range(pool.batches))
+    return [make_trial(widths, table.payload(widths), float(f)) for widths, f in zip(assignments, fitness, strict=True)]
+
+
+def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folder: Path, concurrent: int) -> WidthSearch:
+    """Run the search's trials in Tune's processes."""
+    from ray import tune
+
+    from de_ray.quantization.trial import WidthTrial
+    from de_ray.quantization.tune_searcher import RoundSearcher
+
+    searcher = RoundSearcher(search, concurrent)
+    trainable = tune.with_parameters(WidthTrial, table=table, evaluator=client)  # through the object store, once
+    trainable = tune.with_resources(trainable, RESOURCES)
+    with _quiet(), _signals_restored():
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+            run_config=tune.RunConfig(name="sweep", storage_path=str(folder.resolve()), verbose=0,
+                                      failure_config=tune.FailureConfig(fail_fast=True)),
+        )
+        results = tuner.fit()
+    if results.errors:
+        raise results.errors[0]
+    if not search.finished:
+        # Tune answers Ctrl-C with the trials so far; a run that goes on with them would not be the run that was asked for.
+        raise KeyboardInterrupt
+    return search
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Tune from printing and from writing more than its own records."""
+    before = {key: os.environ.get(key) for key in QUIET}
+    level = logging.getLogger("ray.tune").level
+    os.environ.update(QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger("ray.tune").setLevel(level)
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+@contextlib.contextmanager
+def _signals_restored() -> Iterator[None]:
+    """Undo Tune's signal handlers, which it leaves behind: a later Ctrl-C would be swallowed."""
+    names = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    before = {name: signal.getsignal(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            if signal.getsignal(name) is not handler:
+                signal.signal(name, handler)

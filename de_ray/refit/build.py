@@ -1,0 +1,103 @@
+"""Refit methods behind one contract."""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from de_ray.config import RefitConfig
+from de_ray.problem.base import Problem
+from de_ray.refit.distill import Distiller
+from de_ray.refit.least_squares import refit_rows
+from de_ray.student import Student
+
+LEAST_SQUARES_INPUTS = 4096
+"""Inputs of a closed-form refit: several times the number of unknowns of the widest row of a LeNet."""
+
+
+class Refit(Protocol):
+    """Brings a student's survivors back to the teacher; changes the student in place."""
+
+    def after_cycle(self, generator: torch.Generator) -> None:
+        """Refit between two cycles."""
+        ...
+
+    def final(self, start: int, stop: int, generator: torch.Generator) -> None:
+        """Steps [start, stop) of the refit after the last cycle."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What `load_state` needs to continue."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state."""
+        ...
+
+
+class NoRefit:
+    """Leaves survivors as they are."""
+
+    def after_cycle(self, generator: torch.Generator) -> None:
+        """See `Refit.after_cycle`."""
+
+    def final(self, start: int, stop: int, generator: torch.Generator) -> None:
+        """See `Refit.final`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Refit.state`."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """See `Refit.load_state`."""
+
+
+class LeastSquaresRefit(NoRefit):
+    """Closed form after each cycle; has no state and nothing left to do at the end."""
+
+    def __init__(self, student: Student, problem: Problem, config: RefitConfig) -> None:
+        self._student, self._problem, self._config = student, problem, config
+        problem.teacher.to(student.weights[0].device)
+
+    def after_cycle(self, generator: torch.Generator) -> None:
+        """See `Refit.after_cycle`."""
+        count = len(self._problem.inputs)
+        indices = torch.randperm(count, generator=generator)[:LEAST_SQUARES_INPUTS]
+        refit_rows(self._problem, self._student, self._problem.inputs[indices], self._config.damping,
+                   self._config.batch)
+
+
+class DistillRefit:
+    """Distillation steps at a constant rate between cycles and along a cosine after the last."""
+
+    def __init__(self, student: Student, problem: Problem, config: RefitConfig) -> None:
+        self._config = config
+        self._distiller = Distiller(student, problem, config.batch)
+
+    def after_cycle(self, generator: torch.Generator) -> None:
+        """See `Refit.after_cycle`."""
+        self._distiller.run(self._config.steps, lambda _: self._config.learning_rate, generator)
+
+    def final(self, start: int, stop: int, generator: torch.Generator) -> None:
+        """See `Refit.final`."""
+        total, peak = self._config.final_steps, self._config.learning_rate
+        self._distiller.run(stop - start, lambda step: peak * (1 + math.cos(math.pi * (start + step) / total)) / 2,
+                            generator)
+
+    def state(self) -> dict[str, Tensor]:
+        """See `Refit.state`."""
+        return self._distiller.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """See `Refit.load_state`."""
+        self._distiller.load_state(state)
+
+
+def build_refit(student: Student, problem: Problem, config: RefitConfig) -> Refit:
+    """The configured refit of a student."""
+    if config.method == "none":
+        return NoRefit()
+    if config.method == "least_squares":
+        return LeastSquaresRefit(student, problem, config)
+    return DistillRefit(student, problem, config)

@@ -1,0 +1,79 @@
+"""The student: a live copy of the teacher, with a mask a layer and the values that zeroed parameters had."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from de_ray.evolution.candidate import Candidate
+from de_ray.problem.base import Layer
+
+
+class Student:
+    """A module whose weights are zero wherever their layer's mask is False.
+
+    Args:
+        module: the teacher; it is copied.
+        layers: what may be zeroed.
+        device: where the copy lives.
+    """
+
+    def __init__(self, module: nn.Module, layers: Sequence[Layer], device: torch.device | str = "cpu") -> None:
+        self.module = copy.deepcopy(module).to(device).eval().requires_grad_(False)
+        self.layers = tuple(layers)
+        self.weights = [self.module.get_submodule(layer.name).weight for layer in self.layers]
+        self.masks = [torch.ones_like(weight, dtype=torch.bool) for weight in self.weights]
+        # Regrowth brings a parameter back with the value that it had when it was zeroed.
+        self.dormant = [torch.zeros_like(weight) for weight in self.weights]
+        names = {layer.parameter for layer in self.layers}
+        self.others = {name: p for name, p in self.module.named_parameters() if name not in names}
+
+    @property
+    def survivors(self) -> int:
+        """Number of weights that are not zeroed."""
+        return sum(int(mask.sum()) for mask in self.masks)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeroed weights among those that may be zeroed."""
+        return 1 - self.survivors / sum(layer.size for layer in self.layers)
+
+    def commit(self, candidate: Candidate) -> None:
+        """Carry out a candidate's zeroing sets for good."""
+        for change in candidate:
+            weight, mask = self.weights[change.layer].data.view(-1), self.masks[change.layer].view(-1)
+            dormant = self.dormant[change.layer].view(-1)
+            zero = torch.from_numpy(change.zero).to(weight.device)
+            revive = torch.from_numpy(change.revive).to(weight.device)
+            dormant[zero] = weight[zero]
+            weight[zero], mask[zero] = 0.0, False
+            weight[revive], mask[revive] = dormant[revive], True
+
+    def values(self) -> dict[str, Tensor]:
+        """What refit changes, as deltas travel: survivors [k] a layer, every other parameter whole; on the CPU."""
+        survivors = {layer.parameter: weight.data[mask] for layer, weight, mask in
+                     zip(self.layers, self.weights, self.masks, strict=True)}
+        return {name: value.detach().cpu().clone() for name, value in {**survivors, **self.others}.items()}
+
+    def set_values(self, values: dict[str, Tensor]) -> None:
+        """Take over what `values` of a student with the same masks returned."""
+        for layer, weight, mask in zip(self.layers, self.weights, self.masks, strict=True):
+            weight.data[mask] = values[layer.parameter].to(weight.device)
+        for name, parameter in self.others.items():
+            parameter.data.copy_(values[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that `load_state` needs to continue from here: parameters, masks, dormant values; on the CPU."""
+        state = {f"module.{name}": value for name, value in self.module.state_dict().items()}
+        for layer, mask, dormant in zip(self.layers, self.masks, self.dormant, strict=True):
+            state[f"mask.{layer.name}"], state[f"dormant.{layer.name}"] = mask, dormant
+        return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned; other entries of `state` are ignored."""
+        prefix = "module."
+        self.module.load_state_dict({k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)})
+        for layer, mask, dormant in zip(self.layers, self.masks, self.dormant, strict=True):
+            mask.copy_(state[f"mask.{layer.name}"])
+            dormant.copy_(state[f"dormant.{layer.name}"])

@@ -1,0 +1,36 @@
+"""Compress a network: `python launch.py problem=lenet5_mnist evolution.sparsity=0.99`; see the README."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from de_ray.schema import register, resumed, to_config
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(composed: DictConfig) -> float:
+    """Compose, validate, hand over; returns the held-out divergence, for sweepers."""
+    hydra_config = HydraConfig.get()
+    try:
+        config, folder = to_config(composed), Path(hydra_config.runtime.output_dir)
+        if config.resume is not None:
+            config, folder = resumed(config.resume, list(hydra_config.overrides.task))
+        # Imports torch and MLflow, which a mistyped override need not wait for.
+        from de_ray.session import run_session
+
+        return run_session(config, folder).report["divergence"]["held_out"]
+    except (ValueError, OSError, OmegaConfBaseException) as error:
+        # A user's mistake is told in one line, which a traceback would hide.
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Operators on sets, against brute force and as properties."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from de_ray.evolution.operators import cross, resize, smallest, spread, swap
+
+
+@st.composite
+def keys_and_sets(draw):
+    """Keys [n] and two subsets of range(n)."""
+    keys = np.array(draw(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=40)), np.float32)
+    subset = st.lists(st.integers(0, len(keys) - 1), unique=True, max_size=len(keys))
+    first, second = (np.array(sorted(draw(subset)), np.int64) for _ in range(2))
+    return keys, first, second
+
+
+def is_set(positions, n):
+    return np.array_equal(positions, np.unique(positions)) and (not len(positions) or 0 <= positions[0] <= positions[-1] < n)
+
+
+@given(keys_and_sets(), st.data())
+def test_smallest_is_the_head_of_a_stable_sort(case, data):
+    keys, _, _ = case
+    k = data.draw(st.integers(0, len(keys)))
+    np.testing.assert_array_equal(smallest(keys, k), np.sort(np.argsort(keys, kind="stable")[:k]))
+
+
+@given(keys_and_sets(), st.data())
+def test_resize_keeps_as_many_members_as_fit(case, data):
+    keys, members, _ = case
+    k = data.draw(st.integers(0, len(keys)))
+    resized = resize(members, keys, k)
+    assert len(resized) == k and is_set(resized, len(keys))
+    assert len(np.intersect1d(resized, members)) == min(k, len(members))
+
+
+@given(keys_and_sets(), st.integers(0, 50))
+def test_swap_keeps_the_size_and_exchanges_the_number_asked_for(case, count):
+    keys, members, _ = case
+    swapped = swap(members, keys, count)
+    possible = min(count, len(members), len(keys) - len(members))
+    assert len(swapped) == len(members) and is_set(swapped, len(keys))
+    assert len(np.setdiff1d(swapped, members)) == possible
+
+
+@given(keys_and_sets(), st.data())
+def test_crossover_keeps_the_intersection_and_stays_in_the_union_where_it_can(case, data):
+    keys, first, second = case
+    both, either = np.intersect1d(first, second), np.union1d(first, second)
+    k = data.draw(st.integers(len(both), len(keys)))
+    child = cross(first, second, keys, k)
+    assert len(child) == k and is_set(child, len(keys))
+    assert np.isin(both, child).all()
+    assert len(np.setdiff1d(child, either)) == max(0, k - len(either))
+
+
+@given(st.lists(st.tuples(st.floats(1e-3, 1e3), st.integers(0, 100)), min_size=1, max_size=12), st.data())
+def test_spread_hands_out_the_whole_budget_within_the_room(layers, data):
+    weights, room = np.array([w for w, _ in layers]), np.array([r for _, r in layers], np.int64)
+    budget = data.draw(st.integers(0, int(room.sum())))
+    counts = spread(weights, room, budget)
+    assert counts.sum() == budget
+    assert (counts >= 0).all() and (counts <= room).all()
+
+
+def test_spread_is_proportional_where_there_is_room():
+    np.testing.assert_array_equal(spread(np.array([1.0, 3.0]), np.array([100, 100]), 40), [10, 30])
