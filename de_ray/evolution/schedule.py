@@ -1,13 +1,13 @@
 """How many weights survive after each cycle."""
 
 from collections.abc import Sequence
+from fnmatch import filter as matching
 
 import numpy as np
 
 from de_ray.config import EvolutionConfig
 from de_ray.evolution.space import Budget
 from de_ray.problem.base import Layer
-from de_ray.problem.layers import match
 
 STEP_RANGE = (0.5, 2.0)
 """How far an adaptive step may differ from the even one, as a factor."""
@@ -58,7 +58,9 @@ class Targets:
         self._bound = np.full(len(layers), config.allocation == "uniform")
         self._densities = np.full(len(layers), 1 - config.sparsity)
         for pattern, sparsity in config.targets.items():
-            found = [names.index(name) for name in match(pattern, names, "evolution.targets")]
+            found = [names.index(name) for name in matching(names, pattern)]
+            if not found:
+                raise ValueError(f"evolution.targets.{pattern}: no layer has such a name; the layers are {', '.join(names)}")
             self._bound[found], self._densities[found] = True, 1 - sparsity
         self._free_density = 1 - config.sparsity
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from de_ray.problem.base import Augment
+
 REACH = 2
 """Pixels, at most, that `shift` moves an image along each axis."""
 
@@ -23,8 +25,7 @@ def shift(inputs: Tensor, generator: torch.Generator) -> Tensor:
     Raises:
         ValueError: for inputs that are not images.
     """
-    if inputs.ndim != 4:
-        raise ValueError(f"problem.augment='shift': expected images [N, C, H, W], got inputs {list(inputs.shape)}")
+    _require_images(inputs)
     n, _, height, width = inputs.shape
     padded = pad(inputs, (REACH,) * 4, value=float(inputs.min()))  # [N, C, H + 2 REACH, W + 2 REACH]
     offsets = torch.randint(2 * REACH + 1, (2, n, 1), generator=generator, device=generator.device).to(inputs.device)
@@ -33,3 +34,17 @@ def shift(inputs: Tensor, generator: torch.Generator) -> Tensor:
     sample = torch.arange(n, device=inputs.device)[:, None, None]
     # Advanced indices around a slice come first in the result: [N, H, W, C].
     return padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def augmentation(name: str, inputs: Tensor) -> Augment | None:
+    """The augmentation called none or shift, checked against the inputs [M, ...] that it will be given."""
+    if name == "none":
+        return None
+    _require_images(inputs)
+    return shift
+
+
+def _require_images(inputs: Tensor) -> None:
+    if inputs.ndim != 4 or not inputs.is_floating_point():
+        raise ValueError(f"problem.augment='shift': expected images [N, C, H, W], got inputs {list(inputs.shape)} "
+                         f"of {inputs.dtype}")

@@ -10,6 +10,7 @@ Plain `nn.Sequential`s with short names: any graph capture reads them, and state
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ def mlp(*sizes: int) -> nn.Sequential:
         A module from [N, ...] with sizes[0] values a sample to logits [N, sizes[-1]].
     """
     parts: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    for number, (inputs, outputs) in enumerate(zip(sizes, sizes[1:]), start=1):
+    for number, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
         parts[f"fc{number}"] = nn.Linear(inputs, outputs)
         if number < len(sizes) - 1:
             parts[f"relu{number}"] = nn.ReLU()

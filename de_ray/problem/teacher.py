@@ -47,8 +47,13 @@ def obtain(model: nn.Module, name: str, inputs: Tensor, labels: Tensor, config: 
         return load_checkpoint(model, Path(config.checkpoint))
     path = cached_path(name, inputs, labels, config)
     if path.exists():
-        log.info("teacher of %s: from %s", name, path)
-        return load_checkpoint(model, path)
+        try:
+            load_checkpoint(model, path)
+        except ValueError as error:
+            log.warning("the cached teacher of %s is damaged and trained anew: %s", name, error)
+        else:
+            log.info("teacher of %s: from %s", name, path)
+            return model
     train(model, inputs, labels, config)
     _save(model, path)
     log.info("teacher of %s: kept as %s", name, path)

@@ -24,8 +24,10 @@ def allocations(table: SensitivityTable) -> list[tuple[int, ...]]:
     """Distinct assignments along the ladder of multipliers, from the fewest bytes to the least divergence."""
     exchange = []
     for sizes, divergence in zip(table.bytes, table.divergence, strict=True):
+        finite = np.isfinite(divergence)
+        sizes, divergence = sizes[finite], divergence[finite]
         gain, saved = np.subtract.outer(sizes, sizes), np.subtract.outer(divergence, divergence).T
-        useful = (gain > 0) & np.isfinite(saved) & (saved > 0)
+        useful = (gain > 0) & (saved > 0)
         exchange.extend((gain[useful] / saved[useful]).tolist())
     if not exchange:
         return [lagrangian(table, 1.0)]

@@ -55,25 +55,26 @@ def make_atoms(values: np.ndarray, weights: np.ndarray | None = None, limit: int
     if not np.isfinite(values).all():
         raise ValueError("values to quantize: expected finite numbers, found NaN or infinity; the student has diverged")
     distinct, member, counts = np.unique(values, return_inverse=True, return_counts=True)
-    x, n = distinct.astype(np.float64), counts.astype(np.float64)
-    w = np.bincount(member, weights, len(x))
-    starts = np.arange(len(x))
-    if len(x) > limit:
-        by_width = np.searchsorted(x, np.linspace(x[0], x[-1], limit // 2 + 1)[:-1])
-        by_count = np.searchsorted(np.cumsum(n), np.arange(limit // 2) * (n.sum() / (limit // 2)), side="right")
-        starts = np.unique(np.concatenate([[0], by_width, by_count, np.searchsorted(x, [0.0])]))
-        starts = starts[starts < len(x)]
-    if not len(x):
-        empty = np.empty(0)
-        return Atoms(empty, empty, empty, distinct, distinct, 0.0)
-    mass = np.add.reduceat(w, starts)
-    mean = np.add.reduceat(w * x, starts) / mass
+    mass = np.bincount(member, weights, len(distinct))
+    return merge(Atoms(distinct.astype(np.float64), mass, counts.astype(np.float64), distinct, distinct, 0.0), limit)
+
+
+def merge(atoms: Atoms, limit: int) -> Atoms:
+    """Merge neighbours until at most `limit` atoms are left, one more where zero cuts a cell; see `make_atoms`."""
+    x, w, n = atoms.values, atoms.weights, atoms.counts
+    if len(x) <= limit:
+        return atoms
+    by_width = np.searchsorted(x, np.linspace(x[0], x[-1], limit // 2 + 1)[:-1])
+    by_count = np.searchsorted(np.cumsum(n), np.arange(limit // 2) * (n.sum() / (limit // 2)), side="right")
+    starts = np.unique(np.concatenate([[0], by_width, by_count, np.searchsorted(x, [0.0])]))
+    starts = starts[starts < len(x)]
     sizes = np.diff(np.append(starts, len(x)))
-    scatter = float(np.sum(w * (x - np.repeat(mean, sizes)) ** 2)) if len(starts) < len(x) else 0.0
-    high = distinct[np.append(starts[1:], len(x)) - 1]
+    mass = np.add.reduceat(w, starts)
+    low, high = atoms.low[starts], atoms.high[np.append(starts[1:], len(x)) - 1]
     # Rounding must not push a mean out of its atom, or atoms might lose their order.
-    mean = np.clip(mean, distinct[starts], high)
-    return Atoms(mean, mass, np.add.reduceat(n, starts), distinct[starts], high, scatter)
+    mean = np.clip(np.add.reduceat(w * x, starts) / mass, low, high)
+    scatter = atoms.scatter + float(np.sum(w * (x - np.repeat(mean, sizes)) ** 2))
+    return Atoms(mean, mass, np.add.reduceat(n, starts), low, high, scatter)
 
 
 def _checked_weights(weights: np.ndarray | None, values: np.ndarray) -> np.ndarray:

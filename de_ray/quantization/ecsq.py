@@ -2,7 +2,9 @@
 
 Chou, Lookabaugh, Gray, "Entropy-constrained vector quantization" (1989), in one dimension: assignments by Lagrangian cost,
 centroids and rates by turns, each optimal given the others, so that the cost never rises. Assignments are the optimal *ordered*
-ones (each level takes an interval), by dynamic programming over levels, which thresholds cannot express once values have weights.
+ones (each level takes an interval), by dynamic programming over levels, since weighted values have no thresholds in closed form. It
+starts at the best partition of at most 512 atoms (see `ecsq_partition`), which is the global optimum already where a layer has no
+more distinct values, and at Lloyd-Max levels, which are the better start when levels are nearly as many as those atoms.
 """
 
 from dataclasses import dataclass
@@ -10,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from de_ray.quantization.atoms import Atoms, make_atoms
-from de_ray.quantization.levels import lloyd_max_levels, uniform_levels
+from de_ray.quantization.ecsq_partition import best_partition
+from de_ray.quantization.levels import lloyd_max_levels
 
 MAX_ITERATIONS = 200
 TOLERANCE = 1e-6
@@ -34,9 +37,10 @@ def ecsq(values: np.ndarray, count: int, slope: float, weights: np.ndarray | Non
          allow_zero: bool = True) -> Quantizer:
     """Minimise sum w (x - q)^2 + slope * bits, where a level's bits are -log2 of its share.
 
-    Shares are those of the layer's whole alphabet, zero and the levels, `zeros` included. Iteration starts from uniform and from
-    Lloyd-Max levels, of `count` and of half as many, and the least cost wins; levels that nothing uses are dropped. A level serves values of its
-    own sign alone. Values are merged into atoms first (see `atoms.make_atoms`).
+    Shares are those of the layer's whole alphabet, zero and the levels, `zeros` included: at 90 % sparsity a survivor that becomes
+    zero saves its place in the mask, more than 3 bits. With `allow_zero` a level serves values of its own sign alone. The result is the
+    global optimum for up to `ecsq_partition.PARTITION_ATOMS` distinct values, and close to it for more, which are merged into atoms
+    first (see `atoms.make_atoms`). Levels that nothing uses are dropped.
 
     Args:
         values: float32 [n], the survivors.
@@ -55,15 +59,16 @@ def ecsq_of_atoms(atoms: Atoms, count: int, slope: float, zeros: int = 0, allow_
         raise ValueError(f"slope={slope}: expected a number of 0 or more")
     if not len(atoms.values):
         return Quantizer(np.empty(0), np.empty(0, np.float32), np.zeros(1))
-    counts = (count, max(1, count // 2))
-    starts = [placement(atoms, c) for c in counts for placement in (lloyd_max_levels, uniform_levels)]
-    return min((_descend(atoms, levels, slope, zeros, allow_zero) for levels in starts), key=lambda q: q.costs[-1])
+    starts = [best_partition(atoms, count, slope, zeros, allow_zero)]
+    lloyd = lloyd_max_levels(atoms, count)
+    table = np.union1d(lloyd, [0.0]) if allow_zero else lloyd
+    starts.append((table, np.zeros(len(table))))  # equal bits: assigned to the nearest value
+    return min((_descend(atoms, *start, slope, zeros, allow_zero) for start in starts), key=lambda q: q.costs[-1])
 
 
-def _descend(atoms: Atoms, levels: np.ndarray, slope: float, zeros: int, allow_zero: bool) -> Quantizer:
-    """Iterate from given levels until the cost stays."""
-    table = np.union1d(levels, [0.0]) if allow_zero else levels
-    member = _assign(atoms, table, np.zeros(len(table)), 0.0, allow_zero)
+def _descend(atoms: Atoms, table: np.ndarray, bits: np.ndarray, slope: float, zeros: int, allow_zero: bool) -> Quantizer:
+    """Iterate from given values (zero and levels) and bits until the cost stays."""
+    member = _assign(atoms, table, bits, slope, allow_zero)
     costs: list[float] = []
     while True:
         table, bits, member, cost = _update(atoms, table, member, slope, zeros, allow_zero)

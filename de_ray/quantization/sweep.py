@@ -20,8 +20,9 @@ WARM_SHARE = 0.5
 RESOURCES = {"CPU": 0, "memory": 2**20}
 """Of a trial. Replicas own the CPUs: a trial that asked for one would wait for them for ever. Tune refuses to ask for nothing
 at all, hence the bytes."""
-QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-"""Tune's loggers cost each trial more than its evaluation does, and write what is in `Trial` anyway."""
+QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+"""Tune's loggers cost a trial more than its evaluation does, to write what is in `Trial` anyway; its newer output prints
+tables of failed trials even when told to be silent."""
 
 
 class Pool(Evaluator):
@@ -44,7 +45,7 @@ def fixed(table: SensitivityTable, pool: Evaluator, bits: int) -> Trial:
 
 
 def sweep(table: SensitivityTable, pool: Pool, config: QuantizationConfig, seed: int, folder: Path | str,
-          concurrent: int = 2) -> list[Trial]:
+          concurrent: int = 1) -> list[Trial]:
     """Search for the Pareto front of (bytes, divergence) over a width for each layer.
 
     Warm starts come from the table, the others from `WidthSearch`. Trials evaluate on the pool's resident replicas: in Tune's
@@ -56,7 +57,8 @@ def sweep(table: SensitivityTable, pool: Pool, config: QuantizationConfig, seed:
         config: trials and tolerance are used.
         seed: of the sampler.
         folder: where Tune keeps its records.
-        concurrent: Tune's processes, >= 1; matters to the time alone.
+        concurrent: trials that run at a time, >= 1; matters to the time alone. More than one pays where evaluating a candidate takes seconds
+            and the pool has as many replicas: Tune then spends up to 15 s on ending processes that it started in vain.
 
     Returns:
         Trials in the order in which they were asked for; infinite divergence where it was not finite.
@@ -99,7 +101,8 @@ def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folde
             trainable,
             tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(name="sweep", storage_path=str(folder.resolve()), verbose=0,
-                                      failure_config=tune.FailureConfig(fail_fast=True)),
+                                      failure_config=tune.FailureConfig(fail_fast=True),
+                                      checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
         )
         results = tuner.fit()
     if results.errors:
@@ -116,7 +119,7 @@ def _quiet() -> Iterator[None]:
     before = {key: os.environ.get(key) for key in QUIET}
     level = logging.getLogger("ray.tune").level
     os.environ.update(QUIET)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are raised
     try:
         yield
     finally:

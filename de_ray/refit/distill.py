@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from de_ray.problem.base import Problem
-from de_ray.problem.outputs import flatten, unflatten
 from de_ray.student import Student
 
 CACHE_BYTES = 256 * 2**20
@@ -25,18 +25,18 @@ class TeacherOutputs:
     def __init__(self, problem: Problem, device: torch.device, batch: int = 512) -> None:
         self._teacher: nn.Module = problem.teacher.to(device)
         self._kept: list[Tensor] | None = None
-        with torch.inference_mode():
-            self._example = self._teacher(problem.inputs[:1].to(device))
-            size = sum(leaf.numel() * leaf.element_size() for leaf in flatten(self._example)) * len(problem.inputs)
-            if problem.augment is None and size <= CACHE_BYTES:
-                parts = [flatten(self._teacher(part.to(device))) for part in problem.inputs.split(batch)]
-        if problem.augment is None and size <= CACHE_BYTES:
-            self._kept = [torch.cat(leaves).clone() for leaves in zip(*parts, strict=True)]
+        if problem.augment is not None:
+            return
+        with torch.no_grad():
+            first, self._structure = tree_flatten(self._teacher(problem.inputs[:1].to(device)))
+            if sum(leaf.numel() * leaf.element_size() for leaf in first) * len(problem.inputs) <= CACHE_BYTES:
+                parts = [tree_flatten(self._teacher(part.to(device)))[0] for part in problem.inputs.split(batch)]
+                self._kept = [torch.cat(leaves) for leaves in zip(*parts, strict=True)]
 
     def __call__(self, inputs: Tensor, indices: Tensor) -> object:
         """Outputs for a batch of inputs with these indices, in the structure that the teacher returns."""
         if self._kept is not None:
-            return unflatten(self._example, [leaf[indices] for leaf in self._kept])
+            return tree_unflatten([leaf[indices] for leaf in self._kept], self._structure)
         with torch.no_grad():
             return self._teacher(inputs)
 

@@ -1,0 +1,89 @@
+"""From configuration to problem."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from de_ray.config import ProblemConfig
+from de_ray.problem.augment import augmentation
+from de_ray.problem.base import Problem
+from de_ray.problem.classifiers import ARCHITECTURES, accuracy
+from de_ray.problem.custom import build_custom
+from de_ray.problem.datasets import LabelledImages, load_digits, load_mnist
+from de_ray.problem.divergence import make_divergence
+from de_ray.problem.layers import find_layers
+from de_ray.problem.sampling import draw_inputs
+from de_ray.problem.teacher import obtain
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    """A built-in problem: an architecture and the labelled images that its teacher learns."""
+
+    architecture: str
+    load: Callable[[], LabelledImages]
+
+
+CLASSIFIERS = {
+    "digits": _Classifier("digits_mlp", load_digits),
+    "lenet300_mnist": _Classifier("lenet300", partial(load_mnist, "MNIST")),
+    "lenet5_mnist": _Classifier("lenet5", partial(load_mnist, "MNIST")),
+    "lenet300_fashion": _Classifier("lenet300", partial(load_mnist, "FashionMNIST")),
+    "lenet5_fashion": _Classifier("lenet5", partial(load_mnist, "FashionMNIST")),
+}
+PROBLEMS = (*CLASSIFIERS, "custom")
+
+
+def build_problem(config: ProblemConfig, seed: int) -> Problem:
+    """The problem that `config` describes; trains its teacher where none is given or cached.
+
+    Args:
+        config: what to compress.
+        seed: the run's, of the draw of calibration inputs. The teacher has its own.
+
+    Raises:
+        ValueError: for an unknown name, layers or sizes outside their ranges, data or weights that are damaged.
+        FileNotFoundError: for data sets or files that cannot be found.
+    """
+    if config.name == "custom":
+        return build_custom(config, seed)
+    if config.name not in CLASSIFIERS:
+        raise ValueError(f"problem.name={config.name!r}: expected one of {', '.join(PROBLEMS)}")
+    classifier = CLASSIFIERS[config.name]
+    model = build_architecture(classifier.architecture)
+    find_layers(model, config.include, config.exclude)  # a mistyped pattern need not wait for data and training
+    data = classifier.load()
+    inputs, calibration = draw_inputs(data.train, config.calibration_size, config.inputs_size, seed)
+    teacher = obtain(model, config.name, data.train, data.train_labels, config.teacher).requires_grad_(False)
+    return Problem(
+        name=config.name,
+        architecture=classifier.architecture,
+        teacher=teacher,
+        layers=find_layers(teacher, config.include, config.exclude),
+        inputs=inputs,
+        calibration=calibration,
+        held_out=data.test,
+        divergence=make_divergence(config.divergence),
+        metrics=partial(_metrics, data.test, data.test_labels),
+        augment=augmentation(config.augment, inputs),
+    )
+
+
+def build_architecture(name: str) -> nn.Module:
+    """A built-in architecture, untrained: digits_mlp, lenet300 or lenet5, as a file's header names it.
+
+    Custom models are never imported by a name that a file holds: give `de_ray.load` the module.
+
+    Raises:
+        ValueError: for other names.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"architecture {name!r} is not built in (there are {', '.join(ARCHITECTURES)}): "
+                         "build the module yourself and pass it to de_ray.load(path, model=...)")
+    return ARCHITECTURES[name]()
+
+
+def _metrics(inputs: Tensor, labels: Tensor, model: nn.Module) -> dict[str, float]:
+    return {"accuracy": accuracy(model, inputs, labels)}

@@ -1,0 +1,216 @@
+"""Any network as a problem: a module, unlabelled inputs, and nothing else."""
+
+import copy
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from de_ray.config import DIVERGENCES, ProblemConfig, require, require_choice
+from de_ray.problem.arrays import as_inputs, load_inputs
+from de_ray.problem.augment import augmentation
+from de_ray.problem.base import Divergence, Problem
+from de_ray.problem.divergence import make_divergence
+from de_ray.problem.fold import fold_batch_norm
+from de_ray.problem.layers import check_finite, find_layers
+from de_ray.problem.outputs import flatten
+from de_ray.problem.sampling import draw_inputs
+from de_ray.problem.teacher import load_checkpoint
+
+log = logging.getLogger(__name__)
+
+PROBE = 8
+"""Inputs, at most, of the forward passes that check a model."""
+FOLD_TOLERANCE = 1e-3
+"""Largest change of an output that folding batch norm may cause, relative to the output's largest magnitude."""
+
+
+def build_custom(config: ProblemConfig, seed: int) -> Problem:
+    """The problem of `problem=custom`: a model by import path, its inputs from `.npy` files.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the key at fault.
+    """
+    model = import_model(config.model)
+    if config.teacher.checkpoint is not None:
+        load_checkpoint(model, Path(config.teacher.checkpoint))
+    calibration = load_inputs(config.calibration, "problem.calibration")
+    held_out = None if config.held_out is None else load_inputs(config.held_out, "problem.held_out")
+    return problem_from_model(
+        model, calibration, divergence=config.divergence, held_out=held_out, include=config.include,
+        exclude=config.exclude, name=config.name, architecture=config.model, seed=seed,
+        calibration_size=config.calibration_size, inputs_size=config.inputs_size, augment=config.augment)
+
+
+def problem_from_model(
+    model: nn.Module,
+    calibration: np.ndarray | Tensor,
+    *,
+    divergence: str = "kl",
+    held_out: np.ndarray | Tensor | None = None,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    name: str = "custom",
+    architecture: str | None = None,
+    seed: int = 0,
+    calibration_size: int = 1024,
+    inputs_size: int = 0,
+    augment: str = "none",
+) -> Problem:
+    """A problem of a trained module and unlabelled inputs.
+
+    Args:
+        model: any module from a batch [N, ...] to tensors [N, ...]; copied in float32 on the CPU, never changed.
+        calibration: [M, ...] inputs, see `as_inputs` for their types.
+        divergence: kl, mse or cosine.
+        held_out: [H, ...] inputs for the report alone. None: the last fifth of `calibration`, kept apart.
+        include, exclude: globs of layer names; each must match a layer.
+        name: of reports.
+        architecture: what the file will be loaded into, as its header says. None: the model's class.
+        seed: of the draw of calibration inputs.
+        calibration_size: inputs on which candidates are evaluated; all of them where there are fewer.
+        inputs_size: inputs that saliency and refit may use; 0: all.
+        augment: none or shift.
+
+    Raises:
+        ValueError: for inputs or weights that are not finite, inputs that the model does not accept, patterns that
+            match no layer.
+    """
+    require_choice("problem.divergence", divergence, DIVERGENCES)
+    require(isinstance(model, nn.Module), "model", type(model).__name__, "a torch.nn.Module")
+    inputs = as_inputs(calibration, "calibration")
+    if held_out is None:
+        require(len(inputs) >= 2, "calibration", list(inputs.shape), "two or more samples, one of them to hold out")
+        kept = len(inputs) - max(1, len(inputs) // 5)
+        inputs, held_out = inputs[:kept], inputs[kept:]
+    else:
+        held_out = as_inputs(held_out, "held_out")
+        if held_out.shape[1:] != inputs.shape[1:] or held_out.dtype != inputs.dtype:
+            raise ValueError(f"held_out has samples {held_out.dtype} {list(held_out.shape[1:])}, calibration "
+                             f"{inputs.dtype} {list(inputs.shape[1:])}: expected the same")
+    if calibration_size > len(inputs):
+        log.info("calibration on all %d inputs, fewer than the %d asked for", len(inputs), calibration_size)
+    inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed)
+    teacher = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    check_finite(teacher)
+    distance = make_divergence(divergence)
+    _probe(teacher, drawn[:PROBE], distance)
+    teacher = _folded(teacher, drawn[:PROBE])
+    measure = _agreement if divergence == "kl" else _relative_error
+    return Problem(
+        name=name,
+        architecture=architecture or f"{type(model).__module__}:{type(model).__qualname__}",
+        teacher=teacher,
+        layers=find_layers(teacher, include, exclude),
+        inputs=inputs,
+        calibration=drawn,
+        held_out=held_out,
+        divergence=distance,
+        metrics=partial(measure, teacher, held_out),
+        augment=augmentation(augment, inputs),
+    )
+
+
+def import_model(path: str) -> nn.Module:
+    """The module that `package.module:build` names: what the callable returns, or a module object itself.
+
+    The working folder joins `sys.path` for good, since workers that unpickle the model import it from there too.
+
+    Raises:
+        ValueError: when it cannot be imported, or is not an `nn.Module` in the end.
+    """
+    key = f"problem.model={path!r}"
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"{key}: expected package.module:build")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{key}: no module named {error.name!r} in {os.getcwd()} or on the Python path") from error
+    except Exception as error:  # running the user's code: anything may come out of it
+        raise ValueError(f"{key}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+    target = module
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            raise ValueError(f"{key}: {module_name} has no attribute {attribute!r}")
+        target = getattr(target, part)
+    if not isinstance(target, nn.Module):
+        require(callable(target), "problem.model", path, f"a callable, but it is a {type(target).__name__}")
+        try:
+            target = target()
+        except Exception as error:  # the user's code again
+            raise ValueError(f"{key}: calling it failed: {type(error).__name__}: {error}") from error
+    require(isinstance(target, nn.Module), "problem.model", path,
+            f"a callable that returns a torch.nn.Module, but it returned a {type(target).__name__}")
+    return target
+
+
+@torch.no_grad()
+def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
+    """One forward pass, so that a model and inputs that do not fit are told apart from everything later."""
+    described = f"inputs {list(sample.shape)} of {sample.dtype}"
+    try:
+        output = teacher(sample)
+    except Exception as error:  # the user's code on inputs that may not be meant for it
+        raise ValueError(f"the model does not accept calibration {described}: "
+                         f"{type(error).__name__}: {error}") from error
+    tensors = flatten(output)
+    if not tensors:
+        raise ValueError("the model's output holds no floating-point tensor")
+    for tensor in tensors:
+        if tensor.ndim == 0 or len(tensor) != len(sample):
+            raise ValueError(f"the model turns {described} into {list(tensor.shape)}: expected "
+                             f"{len(sample)} samples in front")
+        if not tensor.isfinite().all():
+            raise ValueError(f"the model's output for calibration {described} holds NaN or infinite values")
+    divergence(output, output)  # raises where this divergence is not defined on such outputs
+
+
+@torch.no_grad()
+def _folded(teacher: nn.Module, sample: Tensor) -> nn.Module:
+    """The teacher with batch norm folded, or as it is when that changes its outputs."""
+    folded = copy.deepcopy(teacher)
+    fold_batch_norm(folded, sample)
+    for before, after in zip(flatten(teacher(sample)), flatten(folded(sample)), strict=True):
+        if float((before - after).abs().max()) > FOLD_TOLERANCE * float(before.abs().max()):
+            log.warning("batch norm is not folded: this model's outputs depend on it in other ways than by its call")
+            return teacher
+    return folded
+
+
+def _outputs(teacher: nn.Module, model: nn.Module, inputs: Tensor, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of the teacher's and the model's output tensors, batch by batch, on the CPU."""
+    device = next(model.parameters()).device
+    for x in inputs.split(batch):
+        ours = [tensor.cpu() for tensor in flatten(model(x.to(device)))]
+        yield from zip(flatten(teacher(x)), ours, strict=True)
+
+
+@torch.no_grad()
+def _agreement(teacher: nn.Module, inputs: Tensor, model: nn.Module) -> dict[str, float]:
+    """Share of held-out samples (and positions, where there are more) whose largest logit is the teacher's."""
+    equal = total = 0
+    for expected, got in _outputs(teacher, model, inputs):
+        same = expected.argmax(1) == got.argmax(1)
+        equal, total = equal + int(same.sum()), total + same.numel()
+    return {"agreement": equal / total}
+
+
+@torch.no_grad()
+def _relative_error(teacher: nn.Module, inputs: Tensor, model: nn.Module) -> dict[str, float]:
+    """|student - teacher| / |teacher| over all held-out outputs, Euclidean norms."""
+    error = norm = 0.0
+    for expected, got in _outputs(teacher, model, inputs):
+        error += float((expected - got).double().square().sum())
+        norm += float(expected.double().square().sum())
+    return {"relative_error": (error / norm) ** 0.5 if norm else float(error > 0)}

@@ -1,0 +1,92 @@
+"""How far a student's outputs are from the teacher's, per sample.
+
+Each divergence sums over all floating-point tensors of the outputs. With t and s one tensor of teacher and student:
+
+    kl      KL(softmax(t) || softmax(s)) over dimension 1, mean over the positions that remain
+    mse     mean of (t - s)^2
+    cosine  1 - cos(t, s), plus ((|t| - |s|) / (|t| + |s|))^2 since cosine alone is blind to scale
+
+All are >= 0, exactly 0 for equal outputs, and differentiable in the student's output.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from de_ray.config import DIVERGENCES, require_choice
+from de_ray.problem.base import Divergence, Output
+from de_ray.problem.outputs import leaves
+
+
+def make_divergence(kind: str) -> Divergence:
+    """The divergence called kl, mse or cosine.
+
+    Returns:
+        A function (teacher_out, student_out) -> float32 [N]. It raises `ValueError` when the two outputs do not
+        have the same structure, or their tensors not the same shapes with one number of samples in front.
+    """
+    require_choice("problem.divergence", kind, DIVERGENCES)
+    return TensorDivergence(_TENSOR_DIVERGENCES[kind])
+
+
+class TensorDivergence:
+    """A divergence of two tensors, summed over the tensors of two outputs. A class, so that it can be pickled."""
+
+    def __init__(self, of_tensors: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.of_tensors = of_tensors
+
+    def __call__(self, teacher_out: Output, student_out: Output) -> Tensor:
+        teacher, student = dict(leaves(teacher_out)), dict(leaves(student_out))
+        if teacher.keys() != student.keys():
+            raise ValueError(f"outputs differ in structure: the teacher's tensors are {list(teacher)}, "
+                             f"the student's {list(student)}")
+        if not teacher:
+            raise ValueError("the output holds no floating-point tensor")
+        total: Tensor | None = None
+        for path, t in teacher.items():
+            s = student[path]
+            if t.shape != s.shape:
+                raise ValueError(f"{path}: the teacher's shape is {list(t.shape)}, the student's {list(s.shape)}")
+            if t.ndim == 0 or (total is not None and len(t) != len(total)):
+                raise ValueError(f"{path}: shape {list(t.shape)} does not begin with the number of samples")
+            value = self.of_tensors(t.float(), s.float())  # [N]
+            total = value if total is None else total + value
+        return total
+
+
+def kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) of logits [N, C, ...] in nats, mean over positions: [N].
+
+    0 for equal distributions: logits that differ by a constant over C count as equal.
+    """
+    if teacher.ndim < 2:
+        raise ValueError(f"divergence kl needs logits [N, C, ...], got {list(teacher.shape)}: use mse or cosine")
+    log_p, log_q = teacher.log_softmax(1), student.log_softmax(1)
+    p = log_p.exp()
+    # Classes that the teacher rules out (a logit of minus infinity) contribute nothing, rather than 0 x infinity.
+    value = torch.where(p > 0, p * (log_p - log_q), 0).sum(1)  # [N, ...]
+    value = value.reshape(len(value), -1).mean(1)  # [N]
+    # Rounding may leave it a hair below 0. Lift the value only: a clamp would also cut the gradient.
+    return value + (value.clamp_min(0) - value).detach()
+
+
+def mse(teacher: Tensor, student: Tensor) -> Tensor:
+    """Mean squared difference of [N, ...] over all but the samples: [N]."""
+    return (teacher - student).square().reshape(len(teacher), -1).mean(1)
+
+
+def cosine(teacher: Tensor, student: Tensor) -> Tensor:
+    """1 - cos of the flattened samples plus the squared relative difference of their norms, in [0, 3]: [N].
+
+    1 - cos is taken as half the squared distance of the unit vectors, which is exactly 0 for equal samples.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    t, s = teacher.reshape(len(teacher), -1), student.reshape(len(student), -1)  # [N, D]
+    t_norm, s_norm = t.norm(dim=1, keepdim=True), s.norm(dim=1, keepdim=True)  # [N, 1]
+    turn = (t / t_norm.clamp_min(tiny) - s / s_norm.clamp_min(tiny)).square().sum(1) / 2
+    stretch = ((t_norm - s_norm) / (t_norm + s_norm).clamp_min(tiny)).square().squeeze(1)
+    return turn + stretch
+
+
+_TENSOR_DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "mse": mse, "cosine": cosine}

@@ -1,0 +1,121 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from de_ray.config import ProblemConfig, TeacherConfig
+from de_ray.problem.augment import REACH, augmentation, shift
+from de_ray.problem.build import CLASSIFIERS, PROBLEMS, build_architecture, build_problem
+from de_ray.problem.sampling import draw_inputs
+
+CONF = Path(__file__).parents[2] / "conf" / "problem"
+PARAMETERS = {"digits_mlp": 50_826, "lenet300": 266_610, "lenet5": 431_080}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_architectures_have_the_published_size_and_ten_logits(name):
+    model = build_architecture(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+    side = 8 if name == "digits_mlp" else 28
+    assert model(torch.zeros(3, 1, side, side)).shape == (3, 10)
+
+
+def test_an_architecture_that_a_file_merely_names_is_never_imported():
+    with pytest.raises(ValueError, match="pass it to de_ray.load"):
+        build_architecture("os:system")
+
+
+def test_an_unknown_problem_is_a_value_error_listing_the_known_ones():
+    with pytest.raises(ValueError, match="'mnist': expected one of digits, lenet300_mnist.*custom"):
+        build_problem(ProblemConfig(name="mnist"), seed=0)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_problem_has_a_config_that_fits_the_schema(name):
+    fields = OmegaConf.merge(OmegaConf.structured(ProblemConfig), OmegaConf.load(CONF / f"{name}.yaml"))
+    if name == "custom":
+        fields.model, fields.calibration = "package.module:build", "inputs.npy"
+    assert OmegaConf.to_object(fields).name == name
+
+
+def test_no_config_is_without_its_problem():
+    assert {path.stem for path in CONF.glob("*.yaml")} == set(PROBLEMS)
+
+
+def test_digits_with_the_shipped_config_have_a_good_teacher_and_no_labels(cache):
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ProblemConfig),
+                                                 OmegaConf.load(CONF / "digits.yaml")))
+    problem = build_problem(config, seed=0)
+    assert problem.metrics(problem.teacher)["accuracy"] >= 96
+    assert not problem.teacher.training
+    assert not any(parameter.requires_grad for parameter in problem.teacher.parameters())
+    assert problem.weights == 64 * 256 + 256 * 128 + 128 * 10
+    assert len(problem.calibration) == config.calibration_size
+    tensors = [value for value in vars(problem).values() if isinstance(value, torch.Tensor)]
+    assert [tensor.shape[1:] for tensor in tensors] == [(1, 8, 8)] * 3  # inputs alone
+
+
+def test_the_runs_seed_draws_calibration_inputs_but_not_the_teacher(cache):
+    quick = ProblemConfig(calibration_size=100, teacher=TeacherConfig(epochs=1))
+    first, again, other = (build_problem(quick, seed) for seed in (0, 0, 1))
+    assert first.calibration.equal(again.calibration)
+    assert not first.calibration.equal(other.calibration)
+    assert first.teacher.fc1.weight.equal(other.teacher.fc1.weight)
+
+
+@pytest.mark.parametrize("fields", [{"include": ["fc9"]}, {"calibration_size": 1438}, {"inputs_size": 5000},
+                                    {"inputs_size": 100}])
+def test_unknown_layers_and_sizes_out_of_range_fail_before_training(fields, cache, caplog):
+    caplog.set_level(logging.INFO)
+    with pytest.raises(ValueError):
+        build_problem(ProblemConfig(**fields), seed=0)
+    assert "epoch" not in caplog.text
+
+
+def test_calibration_inputs_are_among_the_usable_ones_and_none_is_drawn_twice():
+    inputs = torch.arange(50)
+    usable, calibration = draw_inputs(inputs, 10, 20, seed=0)
+    assert len(set(usable.tolist())) == 20
+    assert len(set(calibration.tolist())) == 10
+    assert set(calibration.tolist()) < set(usable.tolist())
+    assert draw_inputs(inputs, 10, 0, seed=0)[0].equal(inputs)
+
+
+def test_shift_moves_each_image_by_its_own_offset_and_fills_with_background():
+    images = torch.full((400, 2, 9, 7), -0.5)
+    images[:, 0, 4, 3], images[:, 1, 4, 3] = 1.0, 2.0
+    moved = shift(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    offsets = set()
+    for image in moved:
+        row, column = map(int, (image[0] == 1).nonzero()[0])
+        offsets.add((row - 4, column - 3))
+        expected = torch.full((2, 9, 7), -0.5)
+        expected[0, row, column], expected[1, row, column] = 1.0, 2.0
+        assert image.equal(expected)
+    reach = range(-REACH, REACH + 1)
+    assert offsets == {(y, x) for y in reach for x in reach}
+
+
+def test_shift_is_the_generators_and_leaves_its_input_alone():
+    images = torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    kept = images.clone()
+    results = [shift(images, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert results[0].equal(results[1])
+    assert not results[0].equal(results[2])
+    assert images.equal(kept)
+
+
+@pytest.mark.parametrize("inputs", [torch.ones(5, 6), torch.ones(5, 1, 8, 8, dtype=torch.int64)])
+def test_shift_of_what_is_no_image_is_a_value_error(inputs):
+    with pytest.raises(ValueError, match="problem.augment='shift'"):
+        augmentation("shift", inputs)
+    assert augmentation("none", inputs) is None
+
+
+def test_every_real_problem_names_its_data_set():
+    assert {name: classifier.load.args[0] for name, classifier in CLASSIFIERS.items() if name != "digits"} == {
+        "lenet300_mnist": "MNIST", "lenet5_mnist": "MNIST", "lenet300_fashion": "FashionMNIST",
+        "lenet5_fashion": "FashionMNIST"}

@@ -1,0 +1,249 @@
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from de_ray.config import ProblemConfig, TeacherConfig
+from de_ray.problem.build import build_problem
+from de_ray.problem.custom import import_model, problem_from_model
+
+RNG = np.random.default_rng(0)
+INPUTS = RNG.normal(size=(50, 6)).astype(np.float32)
+
+SOURCE = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.norm, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.norm(self.body(x)).relu())
+
+    instance = Net()
+    number = 3
+    def wrong(): return "a string"
+    def fails(): raise KeyError("weights")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder that holds a user's module and inputs."""
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "nets.py").write_text(textwrap.dedent(SOURCE))
+    (tmp_path / "users" / "broken.py").write_text("1 / 0")
+    (tmp_path / "users" / "needy.py").write_text("import no_such_package")
+    np.save(tmp_path / "inputs.npy", INPUTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] == "users"]:
+        del sys.modules[name]
+
+
+def config(**fields) -> ProblemConfig:
+    return ProblemConfig(**{"name": "custom", "model": "users.nets:Net", "calibration": "inputs.npy", **fields})
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_a_model_by_import_path_becomes_a_problem(folder):
+    problem = build_problem(config(exclude=["head"]), seed=0)
+    assert [layer.name for layer in problem.layers] == ["body"]
+    assert problem.architecture == "users.nets:Net"
+    assert not problem.teacher.training
+    assert problem.teacher.norm.running_mean.eq(0).all()
+    assert problem.inputs.equal(torch.from_numpy(INPUTS[:40]))
+    assert problem.held_out.equal(torch.from_numpy(INPUTS[40:]))
+    assert {tuple(row) for row in problem.calibration.tolist()} == {tuple(row) for row in problem.inputs.tolist()}
+    assert problem.divergence(problem.teacher(problem.held_out), problem.teacher(problem.held_out)).eq(0).all()
+    assert problem.metrics(problem.teacher) == {"agreement": 1.0}
+
+
+def test_a_model_may_be_given_as_an_object(folder):
+    assert import_model("users.nets:instance") is sys.modules["users.nets"].instance
+
+
+@pytest.mark.parametrize(("path", "message"), [
+    ("users.nets", "expected package.module:build"),
+    (":Net", "expected package.module:build"),
+    ("users.absent:Net", "no module named 'users.absent'"),
+    ("users.needy:Net", "no module named 'no_such_package'"),
+    ("users.broken:Net", "importing users.broken failed: ZeroDivisionError"),
+    ("users.nets:Absent", "no attribute 'Absent'"),
+    ("users.nets:number", "a callable, but it is a int"),
+    ("users.nets:wrong", "it returned a str"),
+    ("users.nets:fails", "calling it failed: KeyError"),
+])
+def test_a_model_that_cannot_be_imported_is_a_value_error(folder, path, message):
+    with pytest.raises(ValueError, match=message):
+        build_problem(config(model=path), seed=0)
+
+
+def test_a_checkpoint_is_loaded_into_the_model(folder):
+    state = {name: torch.full_like(value, 0.5) for name, value in import_model("users.nets:Net").state_dict().items()}
+    save_file(state, folder / "weights.safetensors")
+    problem = build_problem(config(teacher=TeacherConfig(checkpoint="weights.safetensors")), seed=0)
+    assert problem.teacher.head.weight.eq(0.5).all()
+
+
+@pytest.mark.parametrize("key", ["calibration", "held_out"])
+def test_missing_and_foreign_input_files_are_named(folder, key):
+    with pytest.raises(FileNotFoundError, match=f"problem.{key}='absent.npy'"):
+        build_problem(config(**{key: "absent.npy"}), seed=0)
+    np.save("objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.savez("archive.npz", INPUTS)
+    (folder / "text.npy").write_text("1 2 3")
+    for name in ("objects.npy", "archive.npz", "text.npy"):
+        with pytest.raises(ValueError, match=f"problem.{key}='{name}'"):
+            build_problem(config(**{key: name}), seed=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4", np.uint8, np.bool_])
+def test_inputs_become_float32_with_their_values_kept(dtype):
+    array = RNG.integers(0, 2, (10, 6)).astype(dtype)
+    problem = problem_from_model(net(), array)
+    assert problem.inputs.dtype == torch.float32
+    assert problem.inputs.equal(torch.from_numpy(array[:8].astype(np.float32)))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16])
+def test_whole_numbers_stay_indices_for_embeddings(dtype):
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3))
+    problem = problem_from_model(model, RNG.integers(0, 9, (10, 3)).astype(dtype))
+    assert problem.inputs.dtype == torch.int64
+    assert [layer.name for layer in problem.layers] == ["2"]
+
+
+def test_tensors_are_inputs_too():
+    inputs = torch.from_numpy(INPUTS).bfloat16()
+    assert problem_from_model(net(), inputs).inputs.equal(inputs[:40].float())
+
+
+@pytest.mark.parametrize(("array", "message"), [
+    (np.where(np.arange(50)[:, None] == 7, np.nan, INPUTS), "in 1 of 50 samples; the first is sample 7"),
+    (INPUTS.astype(np.float64) * 1e300, "beyond float32"),
+    (INPUTS.astype(np.complex64), "complex64"),
+    (np.array(["a", "b"]), "expected floating-point or whole numbers"),
+    (INPUTS[:0], "at least one sample"),
+    (np.zeros(()), "at least one sample"),
+    (INPUTS[:1], "two or more samples"),
+    ([[1.0] * 6] * 10, "calibration='list': expected an array or a tensor"),
+    (INPUTS[:, :5], r"does not accept calibration inputs \[8, 5\] of torch.float32"),
+    (np.ones((10, 6), np.int64), r"does not accept calibration inputs \[8, 6\] of torch.int64"),
+])
+def test_inputs_that_do_not_fit_are_a_value_error(array, message):
+    with pytest.raises(ValueError, match=message):
+        problem_from_model(net(), array)
+
+
+def test_held_out_inputs_must_look_like_calibration_inputs():
+    with pytest.raises(ValueError, match=r"held_out has samples torch.float32 \[5\]"):
+        problem_from_model(net(), INPUTS, held_out=INPUTS[:, :5])
+    problem = problem_from_model(net(), INPUTS[:30], held_out=INPUTS[30:])
+    assert (len(problem.inputs), len(problem.held_out)) == (30, 20)
+
+
+def test_the_model_that_is_given_stays_as_it_was():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
+    model[1].running_mean += 1
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    problem = problem_from_model(model, INPUTS)
+    assert model.training
+    assert all(value.requires_grad for value in model.parameters())
+    assert all(value.dtype == before[name].dtype and value.equal(before[name])
+               for name, value in model.state_dict().items())
+    assert problem.teacher[0].weight.dtype == torch.float32
+
+
+def test_the_seed_decides_which_inputs_are_for_calibration():
+    draws = [problem_from_model(net(), INPUTS, calibration_size=10, seed=seed).calibration for seed in (0, 0, 1)]
+    assert draws[0].equal(draws[1])
+    assert not draws[0].equal(draws[2])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_teacher_that_is_not_finite_is_named(value):
+    model = net()
+    model[2].weight.data[0, 0] = value
+    with pytest.raises(ValueError, match=r"2\.weight holds NaN"):
+        problem_from_model(model, INPUTS)
+
+
+class Returns(nn.Module):
+    """A linear layer whose output passes through a function."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.fc, self.change = nn.Linear(6, 4), change
+
+    def forward(self, x):
+        return self.change(self.fc(x))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda x: x.sum(), r"into \[\]: expected 8 samples in front"),
+    (lambda x: x.T, r"into \[4, 8\]: expected 8 samples in front"),
+    (lambda x: x / 0 * 0, "output for calibration .* NaN"),
+    (lambda x: x.argmax(1), "no floating-point tensor"),
+    (lambda x: {"a": object()}, "is a object"),
+    (lambda x: x[:, 0], "use mse or cosine"),
+])
+def test_outputs_that_have_no_divergence_are_a_value_error(change, message):
+    with pytest.raises(ValueError, match=message):
+        problem_from_model(Returns(change), INPUTS)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "mse", "cosine"])
+@pytest.mark.parametrize("change", [
+    lambda x: x, lambda x: (x, 2 * x), lambda x: [x, x.unflatten(1, (2, 2))], lambda x: {"a": x, "b": [x.exp(), None]},
+], ids=["tensor", "tuple", "list", "dict"])
+def test_metrics_of_any_output_tell_the_teacher_from_a_student(divergence, change):
+    problem = problem_from_model(Returns(change), INPUTS, divergence=divergence)
+    student = Returns(change)
+    student.fc.weight.data, student.fc.bias.data = -problem.teacher.fc.weight, -problem.teacher.fc.bias
+    same, other = problem.metrics(problem.teacher), problem.metrics(student)
+    if divergence == "kl":
+        assert same == {"agreement": 1.0}
+        assert other["agreement"] < 0.5
+    else:
+        assert same == {"relative_error": 0.0}
+        assert other["relative_error"] > 0.5
+
+
+def test_relative_error_of_a_negated_output_is_two():
+    problem = problem_from_model(Returns(lambda x: x), INPUTS, divergence="mse")
+    student = Returns(lambda x: -x)
+    student.load_state_dict(problem.teacher.state_dict())
+    assert problem.metrics(student)["relative_error"] == pytest.approx(2)
+
+
+def test_batch_norm_stays_where_folding_would_change_the_output(caplog):
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.norm = nn.Linear(6, 4), nn.BatchNorm1d(4)
+            nn.init.constant_(self.norm.running_var, 3.0)
+
+        def forward(self, x):
+            return self.norm(self.fc(x)) * self.norm.running_var
+
+    model = Reads()
+    problem = problem_from_model(model, INPUTS)
+    assert "not folded" in caplog.text
+    assert problem.teacher.norm.running_var.eq(3).all()
+
+
+def test_something_else_than_a_module_is_a_value_error():
+    with pytest.raises(ValueError, match="model='function': expected a torch.nn.Module"):
+        problem_from_model(lambda x: x, INPUTS)

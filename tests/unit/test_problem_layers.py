@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+from de_ray.problem.base import Layer
+from de_ray.problem.layers import find_layers
+
+
+class Wide(nn.Linear):
+    """A user's subclass."""
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(2, 3, 3), nn.Conv2d(2, 4, 3), nn.Conv3d(2, 4, 3), nn.BatchNorm2d(4),
+                         nn.Embedding(5, 6), nn.ModuleDict({"head": Wide(6, 7), "tail": nn.Linear(7, 1, bias=False)}))
+
+
+def test_linear_and_convolutional_layers_are_found_in_order_with_their_shapes():
+    assert find_layers(network()) == (
+        Layer("0", (3, 2, 3)), Layer("1", (4, 2, 3, 3)), Layer("2", (4, 2, 3, 3, 3)), Layer("5.head", (7, 6)),
+        Layer("5.tail", (1, 7)))
+
+
+def test_globs_include_and_exclude():
+    assert [layer.name for layer in find_layers(network(), ["5.*", "1"], ["*.tail"])] == ["1", "5.head"]
+
+
+@pytest.mark.parametrize("patterns", [{"include": ["*", "fc9"]}, {"exclude": ["fc9"]}])
+def test_a_pattern_that_matches_nothing_is_named_with_the_layers_there_are(patterns):
+    with pytest.raises(ValueError, match=r"'fc9' matches no layer; there are 0, 1, 2, 5\.head, 5\.tail"):
+        find_layers(network(), **patterns)
+
+
+@pytest.mark.parametrize(("model", "patterns"), [(network(), {"exclude": ["*"]}), (network(), {"include": []}),
+                                                 (nn.ReLU(), {})])
+def test_no_layer_left_is_a_value_error(model, patterns):
+    with pytest.raises(ValueError, match="no layer to zero"):
+        find_layers(model, **patterns)
+
+
+def test_a_layer_tied_to_an_embedding_is_left_out():
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 6), "out": nn.Linear(6, 5), "free": nn.Linear(6, 5)})
+    model["out"].weight = model["embed"].weight
+    assert [layer.name for layer in find_layers(model)] == ["free"]
+
+
+def test_a_shared_module_and_a_shared_weight_count_once():
+    layer, twin = nn.Linear(3, 3), nn.Linear(3, 3)
+    twin.weight = layer.weight
+    assert [found.name for found in find_layers(nn.Sequential(layer, nn.ReLU(), layer, twin))] == ["0"]
+
+
+def test_a_weight_that_is_recomputed_from_others_is_left_out():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
+    assert [layer.name for layer in find_layers(model)] == ["1"]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_named(value):
+    model = network()
+    with torch.no_grad():
+        model[1].bias[2] = value
+    with pytest.raises(ValueError, match=r"1\.bias holds NaN"):
+        find_layers(model)
