@@ -68,7 +68,7 @@ class ProblemConfig:
     exclude: list[str] = field(default_factory=list)
     """Globs of layer names that stay dense; each must match a layer."""
     augment: str = "none"
-    """Label-free augmentation of refit inputs: none, or shift (random translation by up to 2 pixels)."""
+    """Label-free augmentation of refit inputs: none, or shift (random translation by up to 1 pixel along each axis)."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The trained network."""
 
@@ -223,6 +223,8 @@ class QuantizationConfig:
     tolerance: float = 0.3
     """Rise of the calibration divergence that widths may cause before levels are refitted, relative to the pruned
     student's; > 0."""
+    negligible: float = 1e-3
+    """A divergence that does not matter, in the divergence's unit, >= 0: `tolerance` is relative to no less."""
     trials: int = 16
     """Trials of the sweep, >= 1, the warm starts included."""
     refit_steps: int = 500
@@ -241,6 +243,7 @@ class QuantizationConfig:
         require_choice(key + "row_scales", self.row_scales, ("auto", "always", "never"))
         require(self.rate_weight >= 0, key + "rate_weight", self.rate_weight, "0 or more")
         require(self.tolerance > 0, key + "tolerance", self.tolerance, "a number above 0")
+        require(self.negligible >= 0, key + "negligible", self.negligible, "0 or more")
         require(self.trials >= 1, key + "trials", self.trials, "at least 1")
         require(self.refit_steps >= 0, key + "refit_steps", self.refit_steps, "0 or more")
         require(self.learning_rate > 0, key + "learning_rate", self.learning_rate, "a number above 0")

@@ -39,5 +39,6 @@ def resolve_device(name: str) -> torch.device:
     kind, separator, index = name.partition(":")
     require(kind == "cuda" and (not separator or index.isdecimal()), "device", name, "auto, cpu, cuda or cuda:N")
     gpus = torch.cuda.device_count()
-    require(int(index or 0) < gpus, "device", name, f"a GPU of this machine, which has {gpus}; auto or cpu runs anywhere")
+    require(int(index or 0) < gpus, "device", name,
+            f"a GPU of this machine, which has {gpus}; auto or cpu runs anywhere")
     return torch.device(name)

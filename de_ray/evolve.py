@@ -123,7 +123,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
         state.history.append(asdict(record))
         state.done += 1
         if folder is not None:
-            checkpoint.save(folder, state.done, {**student.state(), **refit.state()},
+            checkpoint.save_checkpoint(folder, state.done, {**student.state(), **refit.state()},
                             {**asdict(state), "fingerprint": fingerprint})
         on_record(record, total)
     return state.history

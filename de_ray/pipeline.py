@@ -1,6 +1,7 @@
 """The four stages in order: evolve, quantize, encode, report."""
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,11 +19,8 @@ from de_ray.evolve import OnRecord, evolve
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
 from de_ray.quantize import Quantized, quantize
-from de_ray.report import versions
+from de_ray.report import BYTES_A_PARAMETER, versions
 from de_ray.student import Student
-
-BYTES_A_PARAMETER = 4
-"""Of the uncompressed teacher: float32."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Result:
     report: dict
     """As `report.json` has it."""
     model: nn.Module
-    """The student that the file decodes to, in eval mode."""
+    """What the file decodes to, in eval mode, on the CPU."""
     survivors: dict[str, tuple[np.ndarray, np.ndarray]]
     """Layer -> values of the survivors before quantization, and the layer's levels."""
 
@@ -67,21 +65,24 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
         with build_pool(problem, config.pool, student, str(device)) as pool:
             with clock.stage("evolve"):
                 history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record)
-            pruned = _measure(problem, student.module)
+            pruned = _measured(problem, student.module, "metrics")
             values = [weight[mask].cpu().numpy() for weight, mask in zip(student.weights, student.masks, strict=True)]
             with clock.stage("quantize"):
                 quantized = quantize(problem, config, student, pool, folder)
             evaluations = pool.evaluations
         with clock.stage("encode"):
             data = codec.encode(quantized.tensors, quantized.raw, problem.architecture)
-            decoded = codec.decode(data)
-            _require_equal(decoded, student.module.state_dict())
+            state = codec.decode(data)
+            _require_equal(state, student.module.state_dict())
+            decoded = codec.fill(copy.deepcopy(problem.teacher), state)
         with clock.stage("report"):
-            report = _report(problem, config, student, quantized, data, history, pruned)
-    report["evaluations"], report["seconds"] = evaluations, clock.seconds
+            report = _report(problem, config, quantized, data) | {
+                "teacher": problem.metrics(problem.teacher), "pruned": pruned, **_measured(problem, student.module, "student"),
+                "decoded": problem.metrics(decoded), "decoded_equals_student": True, "history": history}
+    report |= {"evaluations": evaluations, "seconds": clock.seconds, "seed": config.seed, "versions": versions()}
     levels = {tensor.name: tensor.levels for tensor in quantized.tensors}
     survivors = {layer.name: (v, levels[layer.parameter]) for layer, v in zip(problem.layers, values, strict=True)}
-    return Result(data, report, student.module.cpu(), survivors)
+    return Result(data, report, decoded.cpu(), survivors)
 
 
 def fingerprint(problem: Problem, config: Config) -> dict:
@@ -96,8 +97,9 @@ def fingerprint(problem: Problem, config: Config) -> dict:
     return fields
 
 
-def _measure(problem: Problem, module: nn.Module) -> dict:
-    return {**problem.metrics(module),
+def _measured(problem: Problem, module: nn.Module, name: str) -> dict:
+    """A module's metrics, under a name, and its divergences."""
+    return {name: problem.metrics(module),
             "divergence": {"calibration": mean_divergence(problem, module, problem.calibration),
                            "held_out": mean_divergence(problem, module, problem.held_out)}}
 
@@ -111,26 +113,20 @@ def _require_equal(decoded: dict[str, Tensor], student: dict[str, Tensor]) -> No
                                "please report it with the run's folder")
 
 
-def _report(problem: Problem, config: Config, student: Student, quantized: Quantized, data: bytes,
-            history: list[dict], pruned: dict) -> dict:
+def _report(problem: Problem, config: Config, quantized: Quantized, data: bytes) -> dict:
+    """What can be told of the file without running it."""
     parameters = sum(p.numel() for p in problem.teacher.parameters())
-    summary = {tensor.name: tensor for tensor in codec.inspect(data).tensors}
-    survivors = sum(int(np.count_nonzero(t.symbols)) for t in quantized.tensors
-                    if t.name in {layer.parameter for layer in problem.layers})
-    layers = [{"name": layer.name, "weights": layer.size, "density": summary[layer.parameter].density, "bits": bits,
-               "bytes": summary[layer.parameter].payload_bytes}
+    lines = {line.name: line for line in codec.inspect(data).tensors}
+    layers = [{"name": layer.name, "weights": layer.size, "density": lines[layer.parameter].density, "bits": bits,
+               "bytes": lines[layer.parameter].payload_bytes}
               for layer, bits in zip(problem.layers, quantized.bits, strict=True)]
-    measured = _measure(problem, student.module)
+    survivors = sum(layer["density"] * layer["weights"] for layer in layers)
     return {
         "problem": problem.name, "method": config.evolution.method, "architecture": problem.architecture,
-        "parameters": parameters, "sparsity": 1 - survivors / problem.weights,
-        "layers": layers, "file_bytes": len(data), "ratio": BYTES_A_PARAMETER * parameters / len(data),
-        "bits_per_survivor": 8 * sum(layer["bytes"] for layer in layers) / max(1, survivors),
-        "divergence": measured["divergence"], "teacher": {**problem.metrics(problem.teacher)},
-        "pruned": pruned, "student": {k: v for k, v in measured.items() if k != "divergence"},
-        "decoded": {k: v for k, v in measured.items() if k != "divergence"}, "decoded_equals_student": True,
+        "parameters": parameters, "sparsity": 1 - survivors / problem.weights, "layers": layers,
+        "file_bytes": len(data), "ratio": BYTES_A_PARAMETER * parameters / len(data),
+        "bits_per_survivor": 8 * sum(layer["bytes"] for layer in layers) / max(1.0, survivors),
         "trials": [asdict(trial) for trial in quantized.trials], "chosen": asdict(quantized.chosen),
-        "history": history, "seed": config.seed, "versions": versions(),
     }
 
 

@@ -1,5 +1,7 @@
 """The second stage: a width for each layer, levels placed and refitted, biases rounded; the student ends quantized."""
 
+import contextlib
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +20,12 @@ from de_ray.quantization.biases import quantize_biases
 from de_ray.quantization.pareto import Trial, pick
 from de_ray.quantization.refit import refit_levels
 from de_ray.quantization.sensitivity import sensitivity
-from de_ray.quantization.sweep import fixed, sweep
+from de_ray.quantization.sweep import divergence_limit, fixed, sweep
 from de_ray.seeds import derive, torch_generator
 from de_ray.student import Student
 
 BIAS_SHARE = 0.1
 """Of `quantization.tolerance`, what rounding biases may use up."""
-LEAST_DIVERGENCE = 1e-6
-"""Tolerances are relative to the student's divergence, but not to less than this: a student may equal its teacher."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,14 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
                  zip(_curvature(problem, config, student), student.masks, strict=True)]
     weights = [weight.detach().cpu().numpy() for weight in student.weights]
     table = sensitivity(weights, [layer.name for layer in problem.layers], pool, config.quantization, curvature)
-    base = max(table.base, LEAST_DIVERGENCE)
     if config.quantization.bits is not None:
-        chosen = fixed(table, config.quantization.bits)
+        chosen = fixed(table, pool, config.quantization.bits)
         trials = [chosen]
     else:
-        trials = sweep(table, pool, config.quantization, derive(config.seed, "sweep") % 2**32, folder)
-        chosen = pick(trials, base * (1 + config.quantization.tolerance))
+        with contextlib.ExitStack() as stack:
+            records = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            trials = sweep(table, pool, config.quantization, derive(config.seed, "sweep") % 2**32, records)
+        chosen = pick(trials, divergence_limit(table, config.quantization))
     layers = refit_levels(problem, student, table.candidate(chosen.widths), config.quantization.refit_steps,
                           config.refit.batch, config.quantization.learning_rate,
                           torch_generator(config.seed, "levels"))
@@ -95,7 +96,8 @@ def _quantize_others(problem: Problem, config: Config, student: Student) -> list
         return mean_divergence(problem, student.module, problem.calibration)
 
     exact = {name: value.detach().cpu().numpy().copy() for name, value in live.items()}
-    base = max(measure(exact), LEAST_DIVERGENCE)
-    rounded = quantize_biases(exact, measure, base * (1 + BIAS_SHARE * config.quantization.tolerance))
+    base = measure(exact)
+    allowed = BIAS_SHARE * config.quantization.tolerance * max(base, config.quantization.negligible)
+    rounded = quantize_biases(exact, measure, base + allowed)
     put({name: tensor.dequantize() for name, tensor in rounded.items()})
     return list(rounded.values())

@@ -56,7 +56,7 @@ def run_session(config: Config, folder: Path) -> Result:
                 child.log_params({"widths": ",".join(map(str, trial["widths"]))})
                 child.log_metrics({"bytes": trial["bytes"], "divergence": trial["divergence"]}, 0)
         for path in written:
-            tracker.log_artifact(path)
+            tracker.log_artifact(path, "figures" if path.suffix == ".png" else None)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

@@ -5,7 +5,7 @@
 
 import hashlib
 import os
-import tempfile
+import secrets
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from safetensors.numpy import save as save_safetensors
 from torch import Tensor, nn
 
 from de_ray.codec import symbols as coder
+from de_ray.codec.check import check, check_name
 from de_ray.codec.header import (
-    MAX_EXPONENT,
     DamagedFileError,
     Entry,
     Reader,
-    level_problem,
     read_entries,
     varint,
     write_entries,
 )
 from de_ray.codec.rangecoder import Encoder, start
+from de_ray.codec.raw import raw_bytes, raw_entry, take_raw
 from de_ray.codec.tensor import QuantizedTensor
 
 MAGIC = b"DER\x01"
@@ -83,17 +83,18 @@ def encode(tensors: Sequence[QuantizedTensor], raw: Mapping[str, Tensor] | None 
     if len(set(names)) != len(names):
         raise ValueError(f"tensor names {names}: expected distinct ones")
     stream, entries = Encoder(), []
+    check_name(architecture)
     for tensor in tensors:
-        _check(tensor)
+        check(tensor)
         entry, found = coder.describe(tensor)
         coder.add(stream, found)
         entries.append(entry)
-    arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in raw.items()}
-    entries += [Entry(name, array.shape, raw=array.dtype.str) for name, array in arrays.items()]
+    for name, value in raw.items():
+        check_name(name)
+        entries.append(raw_entry(name, value))
     description = write_entries(architecture, entries)
-    packed = zlib.compress(varint(len(description)) + description + b"".join(a.tobytes() for a in arrays.values()), 9,
-                           wbits=-15)
-    state = {tensor.name: tensor.dequantize() for tensor in tensors} | arrays
+    packed = zlib.compress(varint(len(description)) + description + b"".join(map(raw_bytes, raw.values())), 9, wbits=-15)
+    state = {tensor.name: _values(tensor) for tensor in tensors} | dict(raw)
     data = MAGIC + varint(len(packed)) + packed + _hash(architecture, state) + stream.finish()
     return save_safetensors({"": np.frombuffer(data, np.uint8)})
 
@@ -158,15 +159,16 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 def write(path: str | Path, data: bytes) -> None:
     """Write a file whole or not at all; what was there before stays until then."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not `tempfile`: its files are readable by their owner alone.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -184,12 +186,7 @@ def _decode(data: bytes) -> tuple[str, list[tuple[Entry, QuantizedTensor | None]
     reader = Reader(_payload(data))
     if reader.take(len(MAGIC)) != MAGIC:
         raise DamagedFileError("not a compressed network of a version that this de_ray reads")
-    packed = reader.take(reader.varint(len(data)))
-    inflater = zlib.decompressobj(wbits=-15)
-    try:
-        plain = Reader(inflater.decompress(packed, DEFLATE_RATIO * len(packed) + 1))
-    except zlib.error as error:
-        raise DamagedFileError(f"its description cannot be inflated: {error}") from error
+    plain = Reader(_inflate(reader.take(reader.varint(len(data)))))
     architecture, entries = read_entries(plain.take(plain.varint(len(data) * DEFLATE_RATIO)))
     digest = reader.take(HASH_BYTES)
     stream = reader.rest()
@@ -201,14 +198,34 @@ def _decode(data: bytes) -> tuple[str, list[tuple[Entry, QuantizedTensor | None]
     for entry in entries:
         if entry.raw is not None:
             tensors.append((entry, None))
-            state[entry.name] = _raw(entry, plain)
+            state[entry.name] = take_raw(entry, plain)
             continue
         tensor = coder.take(entry, words, position)
         tensors.append((entry, tensor))
-        state[entry.name] = tensor.dequantize()
+        state[entry.name] = _values(tensor)
+    # Every byte has a purpose: what nothing reads was not written by `encode`.
+    if len(stream) > 4 * int(position[3]) or (len(stream) % 4 and not stream[-1]) or plain.rest():
+        raise DamagedFileError("bytes follow its end")
     if digest != _hash(architecture, state):
         raise DamagedFileError("what it decodes to is not what was written: its hash differs")
-    return architecture, tensors, {name: torch.from_numpy(array) for name, array in state.items()}, len(stream)
+    return architecture, tensors, state, len(stream)
+
+
+def _values(tensor: QuantizedTensor) -> Tensor:
+    # Damaged scales may overflow; the hash finds that.
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(np.ascontiguousarray(tensor.dequantize()).reshape(tensor.symbols.shape))
+
+
+def _inflate(packed: bytes) -> bytes:
+    inflater = zlib.decompressobj(wbits=-15)
+    try:
+        plain = inflater.decompress(packed, DEFLATE_RATIO * len(packed) + 1)
+    except zlib.error as error:
+        raise DamagedFileError(f"its description cannot be inflated: {error}") from error
+    if not inflater.eof or inflater.unused_data:
+        raise DamagedFileError("its description does not end where it should")
+    return plain
 
 
 def _payload(data: bytes) -> bytes:
@@ -222,48 +239,10 @@ def _payload(data: bytes) -> bytes:
     return tensors[""].tobytes()
 
 
-def _raw(entry: Entry, plain: Reader) -> np.ndarray:
-    try:
-        dtype = np.dtype(entry.raw)
-    except TypeError as error:
-        raise DamagedFileError(f"{entry.name} has data type {entry.raw!r}") from error
-    if dtype.kind not in "biuf" or not dtype.itemsize:
-        raise DamagedFileError(f"{entry.name} has data type {entry.raw!r}, expected whole numbers, floats or booleans")
-    return np.frombuffer(plain.take(entry.size * dtype.itemsize), dtype).reshape(entry.shape).copy()
-
-
-def _hash(architecture: str, state: Mapping[str, np.ndarray]) -> bytes:
+def _hash(architecture: str, state: Mapping[str, Tensor]) -> bytes:
     """Of everything that a file decodes to."""
     digest = hashlib.sha256(architecture.encode())
-    for name, array in state.items():
-        digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).data if array.size else b"")
+    for name, value in state.items():
+        digest.update(f"\0{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(raw_bytes(value))
     return digest.digest()[:HASH_BYTES]
-
-
-def _check(tensor: QuantizedTensor) -> None:
-    """Refuse what the format cannot hold."""
-    name, symbols, levels = tensor.name, tensor.symbols, tensor.levels
-    if symbols.dtype != np.int32:
-        raise ValueError(f"{name}: symbols of type {symbols.dtype}, expected int32")
-    if (levels is None) == (tensor.step is None):
-        raise ValueError(f"{name}: expected either levels or a step")
-    if levels is None:
-        if not (np.isfinite(tensor.step) and tensor.step > 0):
-            raise ValueError(f"{name}: step {tensor.step}, expected a finite number above 0")
-        most = least = 2**24
-    else:
-        if problem := level_problem(levels):
-            raise ValueError(f"{name}: levels {levels}: {problem}")
-        if (levels.astype(np.float16).astype(np.float32) != levels).any():
-            raise ValueError(f"{name}: levels {levels}, expected numbers that float16 holds exactly")
-        least = int(np.count_nonzero(levels < 0))
-        most = len(levels) - least
-    if symbols.min(initial=0) < -least or symbols.max(initial=0) > most:
-        raise ValueError(f"{name}: symbols {symbols.min()}..{symbols.max()}, expected {-least}..{most}")
-    exponents = tensor.row_exponents
-    if exponents is not None and (symbols.ndim == 0 or exponents.shape != symbols.shape[:1]
-                                  or np.abs(exponents).max(initial=0) > MAX_EXPONENT):
-        raise ValueError(f"{name}: row exponents, expected one in -{MAX_EXPONENT}..{MAX_EXPONENT} for each row")
-    if not np.isfinite(tensor.dequantize()).all():
-        raise ValueError(f"{name}: a value is beyond float32's range")

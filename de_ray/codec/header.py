@@ -21,6 +21,12 @@ MAX_EXPONENT = 8 * 100
 HAS_STEP, HAS_EXPONENTS, IS_RAW = 1, 2, 4
 
 
+MAX_KERNEL = 1024
+"""Kernel positions with contexts of their own."""
+MAX_EXTENT = 2**48
+"""Product of a shape's dimensions, empty ones aside: numpy and torch count elements in 63 bits."""
+
+
 class DamagedFileError(ValueError):
     """The file is not one of ours, or not the one that was written."""
 
@@ -52,7 +58,10 @@ class Entry:
         """Rows, inputs and kernel positions: how the model sees the shape."""
         if len(self.shape) < 2:
             return 1, self.size, 1
-        return self.shape[0], self.shape[1], math.prod(self.shape[2:])
+        kernel = math.prod(self.shape[2:])
+        if kernel > MAX_KERNEL:
+            return self.shape[0], self.shape[1] * kernel, 1
+        return self.shape[0], self.shape[1], kernel
 
 
 def varint(value: int) -> bytes:
@@ -150,7 +159,9 @@ def _read_entry(reader: Reader, name: str) -> Entry:
     dimensions, flags = flags >> 3, flags & 7
     if dimensions > MAX_DIMENSIONS:
         raise DamagedFileError(f"{name} has {dimensions} dimensions, expected at most {MAX_DIMENSIONS}")
-    shape = tuple(reader.varint(2**40) for _ in range(dimensions))
+    shape = tuple(reader.varint(MAX_EXTENT) for _ in range(dimensions))
+    if math.prod(extent or 1 for extent in shape) > MAX_EXTENT:
+        raise DamagedFileError(f"{name} has shape {shape}, expected at most {MAX_EXTENT} elements")
     if flags & IS_RAW:
         return Entry(name, shape, raw=_text(reader.take(reader.varint(16))))
     survivors = reader.varint(math.prod(shape))
@@ -188,7 +199,7 @@ def entry_of(tensor: QuantizedTensor, period: int) -> Entry:
     exponents = None
     if tensor.row_exponents is not None:
         values, counts = np.unique(tensor.row_exponents, return_counts=True)
-        exponents = int(values[counts.argmax()]), int(counts.sum() - counts.max())
+        exponents = (int(values[counts.argmax()]), int(counts.sum() - counts.max())) if len(values) else (0, 0)
     return Entry(tensor.name, tuple(tensor.symbols.shape), int(np.count_nonzero(tensor.symbols)), period, tensor.levels,
                  tensor.step, exponents)
 

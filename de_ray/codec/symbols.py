@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from de_ray.codec import model
-from de_ray.codec.header import DamagedFileError, Entry, entry_of
+from de_ray.codec.header import MAX_EXPONENT, DamagedFileError, Entry, entry_of
 from de_ray.codec.rangecoder import Encoder
 from de_ray.codec.tables import LEAST, ONE
 from de_ray.codec.tensor import QuantizedTensor
@@ -28,6 +28,8 @@ def decisions(symbols: np.ndarray, scan: tuple[int, int, int], period: int) -> t
         scan: rows, inputs, kernel positions.
         period: see `model.code`.
     """
+    if not symbols.size:
+        return _NO_BITS[:0], _NO_PROBABILITIES[:0]
     magnitudes = np.abs(symbols[symbols != 0])
     lengths = np.ceil(np.log2(magnitudes + 1.0)).astype(np.int64)
     room = symbols.size + int((2 * lengths + 1).sum())
@@ -54,8 +56,9 @@ def parts(tensor: QuantizedTensor, entry: Entry) -> list[tuple[np.ndarray, np.nd
 def describe(tensor: QuantizedTensor) -> tuple[Entry, list[tuple[np.ndarray, np.ndarray]]]:
     """A tensor's description and decisions, with the period of columns that codes it smaller: none, or an image's."""
     best = None
-    width = math.isqrt(tensor.symbols.shape[1]) if tensor.symbols.ndim == 2 else 0
-    for period in {0, width if width * width == tensor.symbols[:1].size and width > 2 else 0}:
+    columns = tensor.symbols.shape[1] if tensor.symbols.ndim == 2 else 0
+    width = math.isqrt(columns)
+    for period in (0, width) if width > 2 and width * width == columns else (0,):
         entry = entry_of(tensor, period)
         found = parts(tensor, entry)
         bits = sum(cost(*part) for part in found)
@@ -88,7 +91,7 @@ def take(entry: Entry, words: np.ndarray, state: np.ndarray) -> QuantizedTensor:
     if entry.exponents is not None:
         rows = entry.shape[0]
         exponents = _take(entry.name, (1, rows, 1), 0, entry.exponents[1], words, state) + np.int32(entry.exponents[0])
-        if np.abs(exponents, dtype=np.int64).max(initial=0) > 1 << 10:
+        if np.abs(exponents).max(initial=0) > MAX_EXPONENT:
             raise DamagedFileError(f"a row scale of {entry.name} is out of range")
     if entry.levels is not None:
         negatives = int(np.count_nonzero(entry.levels < 0))
@@ -101,6 +104,7 @@ def _take(name: str, scan: tuple[int, int, int], period: int, nonzero: int, word
           state: np.ndarray) -> np.ndarray:
     size = math.prod(scan)
     symbols = np.zeros(size, np.int32)
-    if model.code(symbols, *scan, period, _prior(nonzero, size), True, words, state, _NO_BITS, _NO_PROBABILITIES) < 0:
+    # An empty tensor's other dimensions may be large; the model would make room for them.
+    if size and model.code(symbols, *scan, period, _prior(nonzero, size), True, words, state, _NO_BITS, _NO_PROBABILITIES) < 0:
         raise DamagedFileError(f"the coded symbols of {name} are damaged")
     return symbols

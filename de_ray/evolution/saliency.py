@@ -4,7 +4,7 @@ uniform    random, all parameters alike: the bare method of Directed Evolution (
 magnitude  |w|.
 wanda      |w| ||x||, activation-weighted magnitude (Sun et al., arXiv:2306.11695).
 fisher     F w^2 / 2 with F the diagonal of the divergence's Gauss-Newton matrix, from unlabelled inputs
-           (LeCun et al., "Optimal Brain Damage", 1989; Kunstner et al., arXiv:1905.12558 on sampled targets).
+           (LeCun et al., "Optimal Brain Damage", 1989; Kunstner et al., arXiv:1905.12558 on sampling).
 obs        w^2 / (2 [H^-1]_pp) with H = X X^T of the layer's inputs (Hassibi & Stork, "Optimal Brain Surgeon", 1992),
            relative to the layer's output energy, so that layers compare.
 
@@ -37,7 +37,7 @@ class SaliencyInputs:
     batch: int
     """Inputs a pass, >= 1."""
     generator: torch.Generator
-    """Draws the targets of fisher and the order of uniform; on the CPU."""
+    """Draws the scores of fisher and the order of uniform; on the CPU."""
 
 
 def _remembered(student: Student) -> list[Tensor]:
@@ -68,20 +68,18 @@ def _wanda(given: SaliencyInputs) -> list[Tensor]:
 def fisher_diagonal(given: SaliencyInputs) -> list[Tensor]:
     """Diagonal of the divergence's Gauss-Newton matrix at the student, per layer, of the weight's shape.
 
-    For targets drawn around the student's own outputs, so that gradients of the divergence have the curvature as
-    their covariance, the squared gradient of a batch's sum is an unbiased estimate of the sum over its samples.
+    The gradients of a divergence's random score have the curvature as their covariance and are independent across
+    samples, so that the squared gradient of a batch's sum is an unbiased estimate of the sum over its samples.
     """
     module, weights = given.student.module, given.student.weights
-    sample = given.problem.divergence.sample_target
     totals = [torch.zeros_like(weight) for weight in weights]
     device = weights[0].device
     for weight in weights:
         weight.requires_grad_(True)
     try:
         for batch in given.inputs.split(given.batch):
-            output = module(batch.to(device))
-            loss = given.problem.divergence(sample(output, given.generator), output).sum()
-            for total, gradient in zip(totals, torch.autograd.grad(loss, weights), strict=True):
+            score = given.problem.divergence.score(module(batch.to(device)), given.generator)
+            for total, gradient in zip(totals, torch.autograd.grad(score, weights), strict=True):
                 total += gradient.square()
     finally:
         for weight in weights:

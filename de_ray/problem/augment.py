@@ -6,7 +6,7 @@ from torch.nn.functional import pad
 
 from de_ray.problem.base import Augment
 
-REACH = 2
+REACH = 1
 """Pixels, at most, that `shift` moves an image along each axis."""
 
 

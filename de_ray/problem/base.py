@@ -2,15 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 Output = Any
 """What a model returns: a tensor, or a tuple, list or dict of them, nested at will."""
-Divergence = Callable[[Output, Output], Tensor]
-"""(teacher_out, student_out) -> [N]: per sample, >= 0, 0 only for equal outputs; differentiable in student_out."""
+
+
+class Divergence(Protocol):
+    """How far outputs are apart; picklable."""
+
+    def __call__(self, teacher_out: Output, student_out: Output) -> Tensor:
+        """[N]: per sample, >= 0, 0 only for equal outputs; differentiable in `student_out`."""
+        ...
+
+    def score(self, output: Output, generator: torch.Generator) -> Tensor:
+        """A random scalar whose gradient's covariance is the curvature at equal outputs; see `TensorDivergence`."""
+        ...
+
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(inputs [N, ...], generator) -> inputs of the same shape."""
 

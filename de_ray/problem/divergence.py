@@ -27,14 +27,28 @@ def make_divergence(kind: str) -> Divergence:
         have the same structure, or their tensors not the same shapes with one number of samples in front.
     """
     require_choice("problem.divergence", kind, DIVERGENCES)
-    return TensorDivergence(_TENSOR_DIVERGENCES[kind])
+    return TensorDivergence(*_TENSOR_DIVERGENCES[kind])
 
 
 class TensorDivergence:
     """A divergence of two tensors, summed over the tensors of two outputs. A class, so that it can be pickled."""
 
-    def __init__(self, of_tensors: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, of_tensors: Callable[[Tensor, Tensor], Tensor],
+                 score: Callable[[Tensor, torch.Generator], Tensor]) -> None:
         self.of_tensors = of_tensors
+        self._score = score
+
+    def score(self, output: Output, generator: torch.Generator) -> Tensor:
+        """A random scalar whose gradient with respect to each sample's output has mean 0 and, as its covariance, the
+        divergence's curvature at equal outputs; differentiable.
+
+        Its square, pulled back to weights, is an unbiased estimate of the Gauss-Newton diagonal, without labels.
+
+        Args:
+            output: of the student, N samples.
+            generator: on the CPU.
+        """
+        return sum(self._score(leaf.float(), generator) for _, leaf in leaves(output))
 
     def __call__(self, teacher_out: Output, student_out: Output) -> Tensor:
         teacher, student = dict(leaves(teacher_out)), dict(leaves(student_out))
@@ -89,4 +103,25 @@ def cosine(teacher: Tensor, student: Tensor) -> Tensor:
     return turn + stretch
 
 
-_TENSOR_DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "mse": mse, "cosine": cosine}
+def kl_score(student: Tensor, generator: torch.Generator) -> Tensor:
+    """-log q(y) for y drawn from q = softmax(student): the covariance of its gradient is diag(q) - q q^T."""
+    log_q = student.log_softmax(1).flatten(2) if student.ndim > 2 else student.log_softmax(1).unsqueeze(2)  # [N, C, P]
+    gumbel = -torch.empty(log_q.shape).exponential_(generator=generator).log().to(student.device)
+    drawn = (log_q.detach() + gumbel).argmax(1, keepdim=True)  # [N, 1, P]
+    return -log_q.gather(1, drawn).sum() / log_q.shape[2] ** 0.5
+
+
+def mse_score(student: Tensor, generator: torch.Generator) -> Tensor:
+    """n . student with n of variance 2 / D, the second derivative of a mean of D squares."""
+    noise = torch.randn(student.shape, generator=generator).to(student.device)
+    return (noise * student).sum() * (2 / student[0].numel()) ** 0.5
+
+
+def cosine_score(student: Tensor, generator: torch.Generator) -> Tensor:
+    """n . student / |student|: exact across the output's direction; along it the curvature is half of what this says."""
+    flat = student.reshape(len(student), -1)
+    norm = flat.detach().norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return (torch.randn(flat.shape, generator=generator).to(student.device) * flat / norm).sum()
+
+
+_TENSOR_DIVERGENCES = {"kl": (kl, kl_score), "mse": (mse, mse_score), "cosine": (cosine, cosine_score)}

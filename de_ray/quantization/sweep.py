@@ -35,7 +35,7 @@ class Pool(Evaluator):
 
 def divergence_limit(table: SensitivityTable, config: QuantizationConfig) -> float:
     """The divergence that the assignment may reach: the pruned student's, raised by the tolerance."""
-    return table.base * (1 + config.tolerance)
+    return table.base + config.tolerance * max(table.base, config.negligible)
 
 
 def fixed(table: SensitivityTable, pool: Evaluator, bits: int) -> Trial:

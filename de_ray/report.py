@@ -1,0 +1,105 @@
+"""The report as a file and as tables."""
+
+import json
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from de_ray.files import write_atomically
+
+if TYPE_CHECKING:
+    from de_ray.codec import FileSummary
+
+PACKAGES = ("de-ray", "torch", "torchvision", "numpy", "ray", "optuna", "mlflow", "hydra-core", "safetensors",
+            "constriction", "numba")
+BYTES_A_PARAMETER = 4
+"""Of an uncompressed network: float32."""
+PLAIN_WIDTH = 110
+"""Columns where there is no terminal to ask."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result may depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_json(path: Path, report: dict) -> None:
+    """Write a report atomically; NaN and infinities, which JSON does not know, become null."""
+    write_atomically(path, (json.dumps(_finite(report), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_report(report: dict, written: list[Path], console: Console | None = None) -> None:
+    """Print teacher, student and decoded file side by side, the layers, and what was written."""
+    console = console or _console()
+    console.print(_comparison(report))
+    layers = Table(title="Layers")
+    for name, justify in (("layer", "left"), ("weights", "right"), ("density", "right"), ("bits", "right"),
+                          ("bytes", "right")):
+        layers.add_column(name, justify=justify)
+    for layer in report["layers"]:
+        layers.add_row(layer["name"], f"{layer['weights']:,}", f"{layer['density']:.2%}", str(layer["bits"]),
+                       f"{layer['bytes']:,.0f}")
+    console.print(layers)
+    for path in written:
+        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+
+
+def _comparison(report: dict) -> Table:
+    table = Table(title=f"{report['problem']}, {report['method']}, seed {report['seed']}")
+    table.add_column("")
+    for who in ("teacher", "student", "decoded file"):
+        table.add_column(who, justify="right")
+    for name in report["teacher"]:
+        table.add_row(name, *(f"{report[who][name]:.2f}" for who in ("teacher", "student", "decoded")))
+    for name, value in report["divergence"].items():
+        table.add_row(f"divergence, {name.replace('_', ' ')}", "0", f"{value:.4g}", f"{value:.4g}")
+    size = BYTES_A_PARAMETER * report["parameters"]
+    table.add_row("sparsity", "0 %", f"{report['sparsity']:.2%}", f"{report['sparsity']:.2%}")
+    table.add_row("bits per survivor", "32", f"{report['bits_per_survivor']:.2f}", f"{report['bits_per_survivor']:.2f}")
+    table.add_row("bytes", f"{size:,}", "", f"{report['file_bytes']:,}")
+    table.add_row("ratio", "1x", "", f"{report['ratio']:.1f}x")
+    table.add_row("equals the student, bit for bit", "", "", "yes" if report["decoded_equals_student"] else "NO")
+    return table
+
+
+def print_file_summary(path: str, summary: "FileSummary", console: Console | None = None) -> None:
+    """Print a compressed file's tensors and totals."""
+    console = console or _console()
+    table = Table(title=f"{path} ({summary.architecture or 'architecture not named'})")
+    for name, justify in (("tensor", "left"), ("shape", "left"), ("weights", "right"), ("density", "right"),
+                          ("levels", "right"), ("bits", "right"), ("bytes", "right")):
+        table.add_column(name, justify=justify)
+    for tensor in summary.tensors:
+        bits = math.ceil(math.log2(tensor.levels)) if tensor.levels > 1 else tensor.levels
+        table.add_row(tensor.name, " x ".join(map(str, tensor.shape)), f"{tensor.weights:,}", f"{tensor.density:.2%}",
+                      str(tensor.levels), str(bits), f"{tensor.payload_bytes:,.0f}")
+    weights = sum(tensor.weights for tensor in summary.tensors)
+    table.add_section()
+    table.add_row("container", "", "", "", "", "", f"{summary.container_bytes:,}")
+    table.add_row("total", "", f"{weights:,}", "", "", "", f"{summary.file_bytes:,}")
+    console.print(table)
+    console.print(f"ratio {BYTES_A_PARAMETER * weights / summary.file_bytes:.1f}x over float32", highlight=False)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)

@@ -1,0 +1,131 @@
+"""Sizes, files and what reading them needs."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from codec_samples import lenet5, lenet300, sparse
+from torch import nn
+
+from de_ray import codec
+from de_ray.codec.tensor import QuantizedTensor
+
+
+def entropy_bytes(symbols: np.ndarray) -> float:
+    """Zero-order entropy."""
+    _, counts = np.unique(symbols, return_counts=True)
+    shares = counts / counts.sum()
+    return float(-(counts * np.log2(shares)).sum() / 8)
+
+
+@pytest.mark.parametrize("network", [lenet300, lenet5])
+def test_container_and_header_of_a_lenet_take_under_300_bytes(network) -> None:
+    summary = codec.inspect(codec.encode(network(), {}, "lenet"))
+    assert summary.container_bytes <= 300
+
+
+def test_structured_sparsity_is_coded_below_its_zero_order_entropy() -> None:
+    tensors = lenet300()
+    zero_order = sum(entropy_bytes(t.symbols) for t in tensors if t.levels is not None)
+    coded = sum(codec.coded_bytes(t) - 2 * len(t.levels) for t in tensors if t.levels is not None)
+    assert coded < 0.87 * zero_order
+
+
+def test_unstructured_sparsity_costs_little_more_than_its_zero_order_entropy() -> None:
+    rng = np.random.default_rng(0)
+    symbols = np.where(rng.random((200, 300)) < 0.05, rng.integers(1, 5, (200, 300)), 0).astype(np.int32)
+    tensor = QuantizedTensor("w", symbols, step=np.float32(1))
+    assert codec.coded_bytes(tensor) < 1.05 * entropy_bytes(symbols) + 4
+
+
+def test_dense_biases_cost_about_their_entropy() -> None:
+    symbols = np.random.default_rng(0).normal(0, 40, 410).round().astype(np.int32)
+    gaussian = 410 * np.log2(40 * np.sqrt(2 * np.pi * np.e)) / 8
+    assert codec.coded_bytes(QuantizedTensor("b", symbols, step=np.float32(1))) < 1.1 * gaussian
+
+
+def test_the_summary_adds_up() -> None:
+    tensors = lenet300()
+    data = codec.encode(tensors, {"steps": torch.tensor(3)}, "lenet300")
+    summary = codec.inspect(data)
+    assert summary.architecture == "lenet300" and summary.file_bytes == len(data)
+    assert abs(summary.container_bytes + sum(t.payload_bytes for t in summary.tensors) - len(data)) < 12
+    for line, tensor in zip(summary.tensors, tensors, strict=False):
+        assert (line.name, line.shape, line.weights) == (tensor.name, tensor.symbols.shape, tensor.symbols.size)
+        assert line.density == np.count_nonzero(tensor.symbols) / tensor.symbols.size
+        assert abs(codec.coded_bytes(tensor) - line.payload_bytes) < 1 + (4 if tensor.levels is None else 16)
+
+
+def test_a_file_decodes_as_its_bytes_do(tmp_path: Path) -> None:
+    data = codec.encode(lenet300(), {}, "lenet300")
+    codec.write(tmp_path / "net.dray", data)
+    assert (tmp_path / "net.dray").read_bytes() == data and len(list(tmp_path.iterdir())) == 1
+    decoded = codec.load(str(tmp_path / "net.dray"))
+    assert all(decoded[t.name].numpy().tobytes() == t.dequantize().tobytes() for t in lenet300())
+
+
+def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    codec.write(tmp_path / "a", b"a")
+    (tmp_path / "b").write_bytes(b"b")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "b").stat().st_mode)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec.write(tmp_path / "net", b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        codec.write(tmp_path / "net", b"new")
+    assert (tmp_path / "net").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_model_is_filled_and_put_in_eval_mode(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    state = model.state_dict()
+    tensors = [QuantizedTensor(name, np.ones(tuple(v.shape), np.int32), step=np.float32(0.5))
+               for name, v in state.items() if v.is_floating_point()]
+    data = codec.encode(tensors, {n: v for n, v in state.items() if not v.is_floating_point()})
+    codec.write(tmp_path / "net", data)
+    loaded = codec.load(tmp_path / "net", model)
+    assert loaded is model and not model.training
+    assert (model[0].weight == 0.5).all() and model[1].num_batches_tracked.dtype == torch.int64
+
+
+@pytest.mark.parametrize("model", [nn.Linear(4, 3, bias=False), nn.Linear(5, 3), nn.Sequential(nn.Linear(4, 3))])
+def test_a_file_that_does_not_fit_the_model_is_one_error(model: nn.Module, tmp_path: Path) -> None:
+    data = codec.encode([QuantizedTensor("weight", np.ones((3, 4), np.int32), step=np.float32(1)),
+                         QuantizedTensor("bias", np.ones(3, np.int32), step=np.float32(1))])
+    codec.write(tmp_path / "net", data)
+    with pytest.raises(ValueError, match="fit"):
+        codec.load(tmp_path / "net", model)
+
+
+@pytest.mark.parametrize("extra", [[], ["read-only"]], ids=["", "without a writable package folder"])
+def test_reading_needs_no_ray_hydra_mlflow_or_ultralytics(extra: list[str], tmp_path: Path) -> None:
+    data = codec.encode([QuantizedTensor("w", sparse((5, 5), 0.3, 0), step=np.float32(1))], {}, "net")
+    codec.write(tmp_path / "net", data)
+    program = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "hydra", "mlflow", "ultralytics", "omegaconf", "optuna", "matplotlib"):
+            raise ImportError("blocked: " + name)
+sys.meta_path.insert(0, Block())
+import de_ray
+print(de_ray.load(sys.argv[1])["w"].shape)
+"""
+    environment = dict(os.environ)
+    if extra:
+        # As for another user: neither the package's folder nor the home takes numba's cache.
+        environment["NUMBA_CACHE_DIR"] = str(tmp_path / "cache")
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "net")], capture_output=True, text=True,
+                          env=environment, check=False)
+    assert done.stdout.strip() == "torch.Size([5, 5])", done.stderr
