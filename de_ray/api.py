@@ -15,7 +15,7 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
              divergence: str = "kl", held_out: Tensor | np.ndarray | None = None, include: Sequence[str] = ("*",),
              exclude: Sequence[str] = (), evolution: EvolutionConfig | None = None, refit: RefitConfig | None = None,
              quantization: QuantizationConfig | None = None, pool: PoolConfig | None = None, seed: int = 0,
-             threads: int = 2, device: str = "auto") -> Result:
+             threads: int = 1, device: str = "auto") -> Result:
     """Compress a trained network.
 
     Args:

@@ -275,8 +275,9 @@ class Config:
     """Of every random draw of the compression, >= 0."""
     device: str = "auto"
     """Where refit runs: auto (a GPU where there is one), cpu, cuda or cuda:N."""
-    threads: int = 2
-    """CPU threads of refit, >= 1. Part of the result: other counts may round differently."""
+    threads: int = 1
+    """CPU threads of refit, >= 1. Part of the result: other counts may round differently. More pay for large networks;
+    for small ones threads wait for each other longer than they compute."""
     resume: str | None = None
     """The folder of an interrupted run, to be continued to the same file."""
 

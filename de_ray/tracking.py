@@ -54,9 +54,10 @@ class Tracker:
             os.environ.setdefault(key, value)
         tracker = cls(None)
         with tracker._guarded():
-            for chatty in ("mlflow", "alembic"):
-                logging.getLogger(chatty).setLevel(logging.WARNING)
             from mlflow import MlflowClient
+
+            for chatty in ("mlflow", "alembic"):  # after the import, which sets their levels itself
+                logging.getLogger(chatty).setLevel(logging.WARNING)
 
             uri = config.uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
             client = MlflowClient(uri)

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from de_ray.codec.rangecoder import decode_bit
-from de_ray.codec.tables import LEAST, LOGIT_LIMIT, LOGIT_UNIT, ONE, SQUASH, STRETCH
+from de_ray.codec.tables import LEAST, LOGIT_LIMIT, ONE, SQUASH, STRETCH
 
 INPUTS = 10
 """Counters that predict a decision."""
@@ -117,8 +117,6 @@ def code(symbols, rows, inputs, kernel, period, prior, decoding, stream, state, 
         Number of decisions; -1 where the stream is damaged.
     """
     columns = inputs * kernel
-    one_row = np.zeros(columns, np.int32)
-    above = one_row
     strength = max(2, PRIOR_SCALE * ONE // (100 * prior))
     # Regions of the table of counters, one an input.
     base_row = kernel

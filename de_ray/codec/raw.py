@@ -26,6 +26,8 @@ def raw_entry(name: str, value: Tensor) -> Entry:
 
 def raw_bytes(value: Tensor) -> bytes:
     """A tensor's elements in memory order, little-endian."""
+    if not value.numel():
+        return b""
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

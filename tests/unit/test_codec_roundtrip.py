@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from codec_samples import lenet300, sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from de_ray import codec
 from de_ray.codec.tensor import QuantizedTensor
-from codec_samples import lenet300, sparse
 
 
 @st.composite
@@ -100,23 +100,23 @@ def test_non_contiguous_symbols_come_back() -> None:
 
 
 @pytest.mark.parametrize("tensor, problem", [
-    (dict(levels=np.array([np.nan], np.float32)), "NaN level"),
-    (dict(levels=np.array([np.inf], np.float32)), "infinite level"),
-    (dict(levels=np.array([0.1], np.float32)), "level that float16 cannot hold"),
-    (dict(levels=np.array([0.0, 1.0], np.float32)), "zero level"),
-    (dict(levels=np.array([2.0, 1.0], np.float32)), "descending levels"),
-    (dict(levels=np.arange(1, 258).astype(np.float32)), "257 levels"),
-    (dict(levels=np.array([-1.0], np.float32)), "symbol without a level"),
-    (dict(levels=np.array([1.0])), "levels of float64"),
-    (dict(step=np.float32(0)), "step of 0"),
-    (dict(step=np.float32(np.nan)), "step of NaN"),
-    (dict(), "neither levels nor step"),
-    (dict(levels=np.array([1.0], np.float32), step=np.float32(1)), "both levels and step"),
-    (dict(step=np.float32(1), row_exponents=np.zeros(3, np.int32)), "row exponents of another length"),
-    (dict(step=np.float32(1), row_exponents=np.zeros(2, np.float32)), "row exponents of another type"),
-    (dict(step=np.float32(1), row_exponents=np.full(2, 10**6, np.int32)), "row exponents that overflow"),
-    (dict(step=np.float32(1), symbols=np.ones((2, 2), np.int64)), "symbols of another type"),
-    (dict(step=np.float32(1), symbols=np.full((2, 2), 2**24 + 1, np.int32)), "symbols beyond 2^24"),
+    ({"levels": np.array([np.nan], np.float32)}, "NaN level"),
+    ({"levels": np.array([np.inf], np.float32)}, "infinite level"),
+    ({"levels": np.array([0.1], np.float32)}, "level that float16 cannot hold"),
+    ({"levels": np.array([0.0, 1.0], np.float32)}, "zero level"),
+    ({"levels": np.array([2.0, 1.0], np.float32)}, "descending levels"),
+    ({"levels": np.arange(1, 258).astype(np.float32)}, "257 levels"),
+    ({"levels": np.array([-1.0], np.float32)}, "symbol without a level"),
+    ({"levels": np.array([1.0])}, "levels of float64"),
+    ({"step": np.float32(0)}, "step of 0"),
+    ({"step": np.float32(np.nan)}, "step of NaN"),
+    ({}, "neither levels nor step"),
+    ({"levels": np.array([1.0], np.float32), "step": np.float32(1)}, "both levels and step"),
+    ({"step": np.float32(1), "row_exponents": np.zeros(3, np.int32)}, "row exponents of another length"),
+    ({"step": np.float32(1), "row_exponents": np.zeros(2, np.float32)}, "row exponents of another type"),
+    ({"step": np.float32(1), "row_exponents": np.full(2, 10**6, np.int32)}, "row exponents that overflow"),
+    ({"step": np.float32(1), "symbols": np.ones((2, 2), np.int64)}, "symbols of another type"),
+    ({"step": np.float32(1), "symbols": np.full((2, 2), 2**24 + 1, np.int32)}, "symbols beyond 2^24"),
 ], ids=lambda v: v if isinstance(v, str) else "")
 def test_what_cannot_be_coded_is_refused(tensor: dict, problem: str) -> None:
     fields = {"symbols": np.ones((2, 2), np.int32), **tensor}
