@@ -1,13 +1,17 @@
 """`python -m de_ray inspect FILE` and `python -m de_ray evaluate FILE problem=NAME [overrides]`."""
 
 import argparse
+import copy
 import json
 import sys
 from pathlib import Path
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 
 def inspect(path: str) -> None:
-    """Print a file's layers: shape, density, bits, bytes; totals and ratio."""
+    """Print a file's layers: shape, density, levels, bytes; totals and ratio."""
     from de_ray import codec
     from de_ray.report import print_file_summary
 
@@ -19,24 +23,23 @@ def evaluate(path: str, overrides: list[str]) -> None:
 
     Args:
         path: a compressed file.
-        overrides: Hydra overrides of the configuration; `problem=NAME` among them.
+        overrides: of the configuration, in Hydra's syntax; `problem=NAME` among them.
     """
     from de_ray import codec
     from de_ray.problem.build import build_problem
     from de_ray.problem.measure import measure
+    from de_ray.report import BYTES_A_PARAMETER
     from de_ray.schema import compose
 
+    state = codec.decode(path)  # a damaged file need not wait for data and teacher
     config = compose(overrides)
-    state = codec.load(path)
     problem = build_problem(config.problem, config.seed)
-    teacher = measure(problem, problem.teacher)
-    import copy
-
-    decoded = measure(problem, codec.fill(copy.deepcopy(problem.teacher), state))
-    parameters = sum(p.numel() for p in problem.teacher.parameters())
-    size = Path(path).stat().st_size
-    print(json.dumps({"problem": problem.name, "file_bytes": size, "ratio": 4 * parameters / size, "teacher": teacher,
-                      "decoded": decoded}, indent=2))
+    parameters, size = sum(p.numel() for p in problem.teacher.parameters()), Path(path).stat().st_size
+    print(json.dumps({
+        "problem": problem.name, "parameters": parameters, "file_bytes": size,
+        "ratio": BYTES_A_PARAMETER * parameters / size, "teacher": measure(problem, problem.teacher),
+        "decoded": measure(problem, codec.fill(copy.deepcopy(problem.teacher), state)),
+    }, indent=2))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             inspect(given.file)
         else:
             evaluate(given.file, given.overrides)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {error}")
 
 

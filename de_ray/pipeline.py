@@ -17,7 +17,7 @@ from de_ray.device import resolve_device, threads
 from de_ray.evaluation.build import build_pool
 from de_ray.evolve import OnRecord, evolve
 from de_ray.problem.base import Problem
-from de_ray.problem.measure import mean_divergence
+from de_ray.problem.measure import measure
 from de_ray.quantize import Quantized, quantize
 from de_ray.report import BYTES_A_PARAMETER, versions
 from de_ray.student import Student
@@ -65,7 +65,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
         with build_pool(problem, config.pool, student, str(device)) as pool:
             with clock.stage("evolve"):
                 history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record)
-            pruned = _measured(problem, student.module, "metrics")
+            pruned = measure(problem, student.module)
             values = [weight[mask].cpu().numpy() for weight, mask in zip(student.weights, student.masks, strict=True)]
             with clock.stage("quantize"):
                 quantized = quantize(problem, config, student, pool, folder)
@@ -76,9 +76,11 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
             _require_equal(state, student.module.state_dict())
             decoded = codec.fill(copy.deepcopy(problem.teacher), state)
         with clock.stage("report"):
+            measured = measure(problem, student.module)
             report = _report(problem, config, quantized, data) | {
-                "teacher": problem.metrics(problem.teacher), "pruned": pruned, **_measured(problem, student.module, "student"),
-                "decoded": problem.metrics(decoded), "decoded_equals_student": True, "history": history}
+                "divergence": measured["divergence"], "teacher": problem.metrics(problem.teacher), "pruned": pruned,
+                "student": measured["metrics"], "decoded": problem.metrics(decoded), "decoded_equals_student": True,
+                "history": history}
     report |= {"evaluations": evaluations, "seconds": clock.seconds, "seed": config.seed, "versions": versions()}
     levels = {tensor.name: tensor.levels for tensor in quantized.tensors}
     survivors = {layer.name: (v, levels[layer.parameter]) for layer, v in zip(problem.layers, values, strict=True)}
@@ -95,13 +97,6 @@ def fingerprint(problem: Problem, config: Config) -> dict:
         del fields[key]
     fields["teacher_digest"] = float(sum(p.double().abs().sum() for p in problem.teacher.parameters()))
     return fields
-
-
-def _measured(problem: Problem, module: nn.Module, name: str) -> dict:
-    """A module's metrics, under a name, and its divergences."""
-    return {name: problem.metrics(module),
-            "divergence": {"calibration": mean_divergence(problem, module, problem.calibration),
-                           "held_out": mean_divergence(problem, module, problem.held_out)}}
 
 
 def _require_equal(decoded: dict[str, Tensor], student: dict[str, Tensor]) -> None:

@@ -20,7 +20,9 @@ class Student:
     """
 
     def __init__(self, module: nn.Module, layers: Sequence[Layer], device: torch.device | str = "cpu") -> None:
-        self.module = copy.deepcopy(module).to(device).eval().requires_grad_(False)
+        # Flat indices name positions of contiguous weights, whatever layout the teacher's have.
+        self.module = copy.deepcopy(module).to(device, memory_format=torch.contiguous_format)
+        self.module.eval().requires_grad_(False)
         self.layers = tuple(layers)
         self.weights = [self.module.get_submodule(layer.name).weight for layer in self.layers]
         self.masks = [torch.ones_like(weight, dtype=torch.bool) for weight in self.weights]

@@ -1,4 +1,4 @@
-"""Mean divergence of a module from the teacher over a set of inputs."""
+"""What a report says of a module: its metrics and its mean divergence from the teacher."""
 
 import torch
 from torch import Tensor, nn
@@ -24,3 +24,14 @@ def mean_divergence(problem: Problem, module: nn.Module, inputs: Tensor) -> floa
             part = part.to(device)
             total += float(problem.divergence(problem.teacher(part), module(part)).double().sum())
     return total / len(inputs)
+
+
+def measure(problem: Problem, module: nn.Module) -> dict:
+    """A module's metrics and divergences.
+
+    Returns:
+        {"metrics": {...}, "divergence": {"calibration": ..., "held_out": ...}}.
+    """
+    return {"metrics": problem.metrics(module),
+            "divergence": {"calibration": mean_divergence(problem, module, problem.calibration),
+                           "held_out": mean_divergence(problem, module, problem.held_out)}}
