@@ -9,7 +9,7 @@ from de_ray.config import EvolutionConfig
 from de_ray.evolution.space import Budget
 from de_ray.problem.base import Layer
 
-STEP_RANGE = (0.5, 2.0)
+STEP_RANGE = (0.5, 1.5)
 """How far an adaptive step may differ from the even one, as a factor."""
 
 

@@ -64,7 +64,7 @@ def refit_rows(problem: Problem, student: Student, inputs: Tensor, damping: floa
             flat, alive = weight.data.flatten(1), mask.flatten(1)
             for row in range(weight.shape[0]):
                 group, column = divmod(row, rows_a_group)
-                chosen = torch.flatnonzero(alive[row])
+                chosen = alive[row].nonzero().flatten()
                 now = flat[row, chosen].double()
                 if bias is not None:
                     chosen = torch.cat([chosen, chosen.new_tensor([gram.shape[-1] - 1])])

@@ -1,0 +1,176 @@
+"""The whole pipeline on real digits and on a user's own network."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import de_ray
+from de_ray import checkpoint
+from de_ray.config import Config, EvolutionConfig, PoolConfig, ProblemConfig, QuantizationConfig, RefitConfig, TeacherConfig
+from de_ray.pipeline import run
+from de_ray.problem.build import build_architecture, build_problem
+from tests.networks import Branchy
+
+KEYS = {"problem", "parameters", "sparsity", "layers", "file_bytes", "ratio", "divergence", "teacher", "student",
+        "decoded_equals_student", "evaluations", "seconds", "seed", "versions"}
+
+
+def small(**groups):
+    """A configuration that takes seconds."""
+    defaults = {"evolution": {"cycles": 4, "population": 6, "generations": 2, "saliency_inputs": 256},
+                "refit": {"steps": 20, "final_steps": 60}, "quantization": {"trials": 6, "refit_steps": 40, "max_bits": 4},
+                "pool": {"kind": "serial"}}
+    types = {"evolution": EvolutionConfig, "refit": RefitConfig, "quantization": QuantizationConfig, "pool": PoolConfig}
+    return Config(**{name: types[name](**{**defaults[name], **groups.get(name, {})}) for name in types})
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The digits problem with a briefly trained teacher."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DE_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        teacher = TeacherConfig(epochs=15, learning_rate=2e-3)
+        yield build_problem(ProblemConfig(name="digits", calibration_size=512, teacher=teacher), 0)
+
+
+def test_digits_keep_their_accuracy_at_ninety_percent_sparsity(digits, tmp_path):
+    result = run(digits, small(refit={"steps": 60, "final_steps": 300}))
+    report = json.loads(json.dumps(result.report))
+    assert KEYS <= report.keys()
+    assert {"name", "weights", "density", "bits", "bytes"} == report["layers"][0].keys()
+    assert report["sparsity"] >= 0.9 and report["ratio"] > 25
+    assert report["student"]["accuracy"] >= report["teacher"]["accuracy"] - 3
+    path = result.save(tmp_path / "student.der")
+    assert path.stat().st_size == report["file_bytes"]
+    assert report["ratio"] == 4 * report["parameters"] / report["file_bytes"]
+    loaded = de_ray.load(path, model=build_architecture("digits_mlp"))
+    with torch.inference_mode():
+        assert torch.equal(loaded(digits.held_out), result.model(digits.held_out))
+
+
+def test_the_report_counts_the_zeros_that_are_in_the_file(digits):
+    result = run(digits, small())
+    weights = [value for name, value in result.model.state_dict().items() if name.endswith("weight")]
+    zeros = sum(int((w == 0).sum()) for w in weights)
+    assert result.report["sparsity"] == pytest.approx(zeros / sum(w.numel() for w in weights))
+    for weight, layer in zip(weights, result.report["layers"], strict=True):
+        assert layer["density"] == pytest.approx(float((weight != 0).float().mean()))
+        assert len(weight[weight != 0].unique()) <= 2 ** layer["bits"]
+
+
+def test_one_seed_gives_one_file_and_another_seed_another(digits):
+    config = small()
+    first = run(digits, config).data
+    assert run(digits, config).data == first
+    assert run(digits, dataclasses.replace(config, seed=1)).data != first
+
+
+def test_labels_do_not_reach_the_file(digits):
+    blind = dataclasses.replace(digits, metrics=lambda model: {})
+    assert run(blind, small()).data == run(digits, small()).data
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "fisher", "obs", "uniform"])
+def test_a_baseline_evaluates_no_candidate_sets(digits, method):
+    result = run(digits, small(evolution={"criteria": [method], "generations": 0}, quantization={"bits": 4}))
+    assert result.report["sparsity"] >= 0.9
+    # One look at the student a cycle, one for the final refit, and four for the table and the choice of widths.
+    assert result.report["evaluations"] <= 4 + 1 + 5
+
+
+def test_directed_evolution_starts_no_worse_than_its_criteria(digits):
+    result = run(digits, small(evolution={"cycles": 1}, refit={"steps": 0, "final_steps": 0}))
+    plain = [run(digits, small(evolution={"cycles": 1, "criteria": [c], "generations": 0}, refit={"steps": 0, "final_steps": 0}))
+             for c in ("fisher", "magnitude")]
+    assert result.report["history"][0]["divergence"] <= min(p.report["history"][0]["divergence"] for p in plain)
+
+
+class Killed(Exception):
+    """Stands for whatever ends a run."""
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_a_run_that_was_ended_continues_to_the_same_file(digits, tmp_path, at):
+    config = small(evolution={"schedule": "adaptive"})
+    whole = run(digits, config).data
+
+    def end(record, total):
+        if record.cycle == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(digits, config, tmp_path, end)
+    seen = []
+    continued = run(digits, config, tmp_path, lambda record, total: seen.append(record.cycle))
+    assert continued.data == whole
+    assert seen[:1] in ([at + 1], [])
+    assert len(continued.report["history"]) == 5
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_by_the_key_that_differs(digits, tmp_path):
+    config = small()
+    run(digits, config, tmp_path)
+    assert checkpoint.latest(tmp_path).done == 5
+    other = small(evolution={"sparsity": 0.8})
+    with pytest.raises(ValueError, match=r"evolution\.sparsity=0\.9 then, 0\.8 now"):
+        run(digits, other, tmp_path)
+
+
+def test_least_squares_refit_runs_through_the_pipeline(digits):
+    result = run(digits, small(evolution={"sparsity": 0.5}, refit={"method": "least_squares"}))
+    assert result.report["student"]["accuracy"] > 80
+
+
+def test_any_model_goes_through_the_python_api(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = Branchy(), torch.randn(160, 3, 9, 9)
+    result = de_ray.compress(model, inputs, sparsity=0.5, bits=3, divergence="mse", exclude=["scale"],
+                             evolution=EvolutionConfig(cycles=2, population=4, generations=1, elite=1, tournament=2),
+                             refit=RefitConfig(steps=10, final_steps=20), quantization=QuantizationConfig(refit_steps=10))
+    path = result.save(tmp_path / "own.der")
+    fresh = de_ray.load(path, model=Branchy())
+    assert not fresh.training
+    with torch.inference_mode():
+        ours, theirs = result.model(inputs), fresh(inputs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert [layer["name"] for layer in result.report["layers"]] == ["stem", "grouped", "down", "head"]
+    assert set(de_ray.load(path)) == set(model.state_dict())
+
+
+class Outputs(nn.Module):
+    """Returns its output in a container of a kind."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.fc = kind, nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> object:
+        y = self.fc(x)
+        return {"tensor": y, "tuple": (y, y * 2), "list": [y, [y]], "dict": {"a": y, "b": (y,)}}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "tuple", "list", "dict"])
+def test_models_may_return_tensors_tuples_lists_and_dicts(kind):
+    torch.manual_seed(0)
+    result = de_ray.compress(Outputs(kind), np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32), sparsity=0.25,
+                             divergence="mse", evolution=EvolutionConfig(cycles=1), refit=RefitConfig(steps=5, final_steps=5),
+                             quantization=QuantizationConfig(refit_steps=5))
+    assert result.report["sparsity"] >= 0.25
+
+
+def test_sparsity_zero_still_quantizes_and_codes(digits):
+    result = run(digits, small(evolution={"sparsity": 0.0, "cycles": 1}, quantization={"bits": 4}))
+    assert result.report["sparsity"] < 0.6 and result.report["ratio"] > 6
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"sparsity": 1.0}, r"evolution\.sparsity=1\.0.*\[0, 1\)"), ({"bits": 9}, r"quantization\.bits=9.*1\.\.8"),
+    ({"include": ["conv*"]}, r"conv\*"), ({"divergence": "l2"}, r"divergence='l2'.*kl, mse, cosine"),
+])
+def test_bad_arguments_fail_at_once_and_say_what_is_allowed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        de_ray.compress(nn.Sequential(nn.Linear(6, 4)), torch.randn(60, 6), **arguments)

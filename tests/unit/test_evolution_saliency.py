@@ -1,0 +1,85 @@
+"""Saliency criteria, against exact answers."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from de_ray.config import CRITERIA
+from de_ray.evolution.candidate import ZeroingSet
+from de_ray.evolution.saliency import SaliencyInputs, fisher_diagonal, saliencies
+from de_ray.problem.custom import problem_from_model
+from de_ray.student import Student
+from tests.networks import branchy_problem
+
+
+def inputs_of(problem, student=None, batch=4, seed=0):
+    return SaliencyInputs(student or Student(problem.teacher, problem.layers), problem, problem.inputs, batch,
+                          torch.Generator().manual_seed(seed))
+
+
+def linear_problem(divergence, samples=500):
+    torch.manual_seed(0)
+    return problem_from_model(nn.Sequential(nn.Linear(5, 3, bias=False)), torch.randn(samples, 5), divergence=divergence)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_gives_finite_numbers_not_below_zero_for_each_parameter(criterion):
+    problem = branchy_problem()
+    found = saliencies([criterion], inputs_of(problem))[criterion]
+    assert [len(scores) for scores in found] == [layer.size for layer in problem.layers]
+    for scores in found:
+        assert np.isfinite(scores).all() and (scores >= 0).all() and scores.std() > 0
+
+
+@pytest.mark.parametrize("divergence", ["kl", "mse", "cosine"])
+def test_fisher_is_the_diagonal_of_the_divergences_hessian_at_equal_outputs(divergence):
+    problem = linear_problem(divergence)
+    weight = problem.teacher[0].weight.detach()
+
+    def mean_divergence(flat):
+        return problem.divergence(problem.inputs @ weight.T, problem.inputs @ flat.view(3, 5).T).mean()
+
+    exact = torch.autograd.functional.hessian(mean_divergence, weight.flatten()).diagonal().view(3, 5)
+    estimate = torch.stack([fisher_diagonal(inputs_of(problem, batch=1, seed=seed))[0] for seed in range(12)]).mean(0)
+    # cosine's score doubles the curvature along the output's direction, by its definition.
+    low, high = (0.75, 1.25) if divergence != "cosine" else (0.75, 2.3)
+    assert (estimate > low * exact).all() and (estimate < high * exact).all()
+
+
+def test_wanda_is_magnitude_times_the_inputs_root_mean_square():
+    problem = linear_problem("mse")
+    expected = problem.teacher[0].weight.abs() * problem.inputs.square().mean(0).sqrt()
+    found = saliencies(["wanda"], inputs_of(problem))["wanda"][0]
+    np.testing.assert_allclose(found, expected.detach().flatten().numpy(), rtol=1e-4)
+
+
+def test_obs_orders_a_row_by_the_error_that_removal_with_compensation_leaves():
+    torch.manual_seed(1)
+    mixing = torch.randn(4, 4)
+    problem = problem_from_model(nn.Sequential(nn.Linear(4, 1, bias=False)), torch.randn(400, 4) @ mixing,
+                                 divergence="mse")
+    inputs, weight = problem.inputs.double(), problem.teacher[0].weight.double().flatten()
+    left = []
+    for removed in range(4):
+        kept = [i for i in range(4) if i != removed]
+        target = inputs @ weight
+        solution = torch.linalg.lstsq(inputs[:, kept], target[:, None]).solution
+        left.append(float((target - (inputs[:, kept] @ solution)[:, 0]).square().mean()))
+    found = saliencies(["obs"], inputs_of(problem))["obs"][0]
+    assert np.argsort(found).tolist() == np.argsort(left).tolist()
+
+
+def test_zeroed_parameters_are_judged_by_the_value_that_they_had():
+    problem = linear_problem("mse")
+    student = Student(problem.teacher, problem.layers)
+    before = saliencies(["magnitude"], inputs_of(problem))["magnitude"][0]
+    student.commit((ZeroingSet(0, np.array([2, 7])),))
+    np.testing.assert_array_equal(saliencies(["magnitude"], inputs_of(problem, student))["magnitude"][0], before)
+
+
+def test_saliencies_leave_no_gradients_behind():
+    problem = branchy_problem()
+    student = Student(problem.teacher, problem.layers)
+    saliencies(list(CRITERIA), inputs_of(problem, student))
+    assert all(not p.requires_grad and p.grad is None for p in student.module.parameters())

@@ -1,0 +1,56 @@
+"""The course of density over cycles, and targets by layer."""
+
+import numpy as np
+import pytest
+
+from de_ray.config import EvolutionConfig
+from de_ray.evolution.schedule import Targets, density_at, next_progress
+from de_ray.problem.base import Layer
+
+LAYERS = (Layer("conv", (10, 10)), Layer("fc1", (30, 10)), Layer("fc2", (10, 60)))
+
+
+def course(config, rises=()):
+    progress, found = 0.0, []
+    for cycle in range(config.cycles):
+        progress = next_progress(config, cycle, progress, list(rises)[:cycle])
+        found.append(progress)
+    return found
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "linear", "cubic", "adaptive"])
+def test_density_falls_in_each_cycle_and_ends_at_the_target(schedule):
+    config = EvolutionConfig(schedule=schedule, cycles=9)
+    densities = [density_at(schedule, progress, 0.05) for progress in course(config, [1, 5, 0.1, 2, 9, 3, 1, 1])]
+    assert (np.diff([1.0, *densities]) < 0).all()
+    assert densities[-1] == pytest.approx(0.05)
+
+
+def test_the_adaptive_schedule_takes_smaller_steps_where_divergence_climbs():
+    config = EvolutionConfig(schedule="adaptive", cycles=10)
+    flat = next_progress(config, 5, 0.5, [1.0, 1.0, 1.0])
+    steep = next_progress(config, 5, 0.5, [1.0, 1.0, 10.0])
+    gentle = next_progress(config, 5, 0.5, [1.0, 1.0, 0.1])
+    assert steep < flat < gentle
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_the_last_cycle_leaves_the_survivors_that_were_asked_for(allocation):
+    targets = Targets(EvolutionConfig(sparsity=0.9, allocation=allocation), LAYERS)
+    budget = targets.budget(1.0, [100, 300, 600])
+    assert int(budget.fixed.sum()) + budget.free_total == 900
+    if allocation == "uniform":
+        assert budget.fixed.tolist() == [90, 270, 540]
+
+
+def test_a_layers_own_target_binds_it_and_leaves_the_others_to_evolution():
+    targets = Targets(EvolutionConfig(sparsity=0.9, targets={"conv": 0.2, "fc2": 0.5}), LAYERS)
+    budget = targets.budget(1.0, [100, 300, 600])
+    assert budget.bound.tolist() == [True, False, True]
+    assert budget.fixed.tolist() == [20, 0, 300]
+    assert budget.free_total == 270
+
+
+def test_a_target_for_a_layer_that_does_not_exist_names_those_that_do():
+    with pytest.raises(ValueError, match=r"targets.nope.*conv, fc1, fc2"):
+        Targets(EvolutionConfig(targets={"nope": 0.5}), LAYERS)

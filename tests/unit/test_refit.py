@@ -1,0 +1,107 @@
+"""Refit: masks hold, closed form is optimal, distillation resumes exactly."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from de_ray.config import RefitConfig
+from de_ray.evolution.candidate import ZeroingSet
+from de_ray.evolution.gram import layer_grams, layer_rows
+from de_ray.problem.measure import mean_divergence
+from de_ray.refit.build import build_refit
+from de_ray.refit.distill import Distiller
+from de_ray.refit.least_squares import refit_rows
+from de_ray.student import Student
+from tests.networks import branchy_problem, mlp_problem
+
+
+def halved(problem):
+    """A student with every second weight of each layer zeroed."""
+    student = Student(problem.teacher, problem.layers)
+    student.commit(tuple(ZeroingSet(i, np.arange(0, layer.size, 2)) for i, layer in enumerate(problem.layers)))
+    return student
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Linear(6, 4), nn.Conv1d(6, 4, 3, stride=2, padding=1), nn.Conv2d(6, 4, (3, 2), padding=(1, 0), dilation=(1, 2)),
+    nn.Conv2d(6, 4, 3, groups=2, padding="same"), nn.Conv2d(6, 4, 3, padding=2, padding_mode="circular"),
+    nn.Conv3d(6, 4, 2, stride=2),
+])
+def test_layer_rows_times_the_weight_are_the_layers_outputs(layer):
+    torch.manual_seed(0)
+    inputs = torch.randn(3, *((6,) if isinstance(layer, nn.Linear) else (6,) + (8,) * (layer.weight.ndim - 2)))
+    rows = layer_rows(layer, inputs)  # [G, P, D]
+    weight = layer.weight.reshape(len(rows), -1, rows.shape[-1])  # [G, R / G, D]
+    products = torch.einsum("gpd,grd->pgr", rows, weight).flatten(1) + layer.bias
+    expected = layer(inputs)
+    if expected.ndim > 2:
+        expected = expected.flatten(2).transpose(1, 2).reshape(-1, 4)
+    torch.testing.assert_close(products, expected)
+
+
+def test_grams_do_not_depend_on_the_batch():
+    problem = branchy_problem()
+    student = Student(problem.teacher, problem.layers)
+    for a, b in zip(layer_grams(student, problem.inputs, 4), layer_grams(student, problem.inputs, 32), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("make", [branchy_problem, mlp_problem])
+@pytest.mark.parametrize("method", ["distill", "least_squares"])
+def test_refit_lowers_the_divergence_and_holds_the_masks(make, method):
+    problem = make()
+    student = halved(problem)
+    before = mean_divergence(problem, student.module, problem.calibration)
+    refit = build_refit(student, problem, RefitConfig(method=method, steps=60, learning_rate=3e-3, batch=32))
+    refit.after_cycle(torch.Generator().manual_seed(0))
+    assert mean_divergence(problem, student.module, problem.calibration) < before / 2
+    for weight, mask in zip(student.weights, student.masks, strict=True):
+        assert (weight[~mask] == 0).all() and (weight[mask] != 0).any()
+
+
+def test_least_squares_with_all_weights_alive_finds_the_teacher_again():
+    problem = mlp_problem()
+    student = Student(problem.teacher, problem.layers)
+    for weight in student.weights:
+        weight.data.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    refit_rows(problem, student, problem.inputs, 1e-9, 64)
+    for weight, layer in zip(student.weights, problem.layers, strict=True):
+        torch.testing.assert_close(weight.data, problem.teacher.get_submodule(layer.name).weight.data,
+                                   rtol=1e-3, atol=1e-4)
+
+
+def test_none_leaves_the_student_alone():
+    problem = mlp_problem()
+    student = halved(problem)
+    before = copy.deepcopy(student.state())
+    build_refit(student, problem, RefitConfig(method="none")).after_cycle(torch.Generator())
+    assert all(torch.equal(value, before[key]) for key, value in student.state().items())
+
+
+def test_distillation_continued_from_its_state_is_the_same_distillation():
+    problem = mlp_problem()
+    rate = lambda step: 1e-3  # noqa: E731
+    whole = halved(problem)
+    distiller = Distiller(whole, problem, 16)
+    for part in range(2):
+        distiller.run(5, rate, torch.Generator().manual_seed(part))
+    broken = halved(problem)
+    first = Distiller(broken, problem, 16)
+    first.run(5, rate, torch.Generator().manual_seed(0))
+    saved, moments = broken.state(), first.state()
+    continued = Student(problem.teacher, problem.layers)
+    continued.load_state(saved)
+    second = Distiller(continued, problem, 16)
+    second.load_state(moments)
+    second.run(5, rate, torch.Generator().manual_seed(1))
+    for key, value in whole.state().items():
+        assert torch.equal(value, continued.state()[key]), key
+
+
+def test_a_diverging_distillation_is_an_error_that_says_what_to_lower():
+    problem = branchy_problem()
+    with pytest.raises(FloatingPointError, match="refit.learning_rate"):
+        Distiller(halved(problem), problem, 8).run(40, lambda step: 1e30, torch.Generator())
