@@ -18,6 +18,7 @@ from de_ray.evaluation.build import build_pool
 from de_ray.evolve import OnRecord, evolve
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import measure
+from de_ray.quantization.scales import row_scales
 from de_ray.quantize import Quantized, quantize
 from de_ray.report import BYTES_A_PARAMETER, versions
 from de_ray.student import Student
@@ -34,7 +35,7 @@ class Result:
     model: nn.Module
     """What the file decodes to, in eval mode, on the CPU."""
     survivors: dict[str, tuple[np.ndarray, np.ndarray]]
-    """Layer -> values of the survivors before quantization, and the layer's levels."""
+    """Layer -> values of the survivors before quantization, divided by their row's scale, and the layer's levels."""
 
     def save(self, path: str | Path) -> Path:
         """Write the file; returns its path."""
@@ -66,7 +67,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
             with clock.stage("evolve"):
                 history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record)
             pruned = measure(problem, student.module)
-            values = [weight[mask].cpu().numpy() for weight, mask in zip(student.weights, student.masks, strict=True)]
+            weights = [weight.cpu().numpy().copy() for weight in student.weights]
             with clock.stage("quantize"):
                 quantized = quantize(problem, config, student, pool, folder)
             evaluations = pool.evaluations
@@ -82,9 +83,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                 "student": measured["metrics"], "decoded": problem.metrics(decoded), "decoded_equals_student": True,
                 "history": history}
     report |= {"evaluations": evaluations, "seconds": clock.seconds, "seed": config.seed, "versions": versions()}
-    levels = {tensor.name: tensor.levels for tensor in quantized.tensors}
-    survivors = {layer.name: (v, levels[layer.parameter]) for layer, v in zip(problem.layers, values, strict=True)}
-    return Result(data, report, decoded.cpu(), survivors)
+    return Result(data, report, decoded.cpu(), _survivors(problem, weights, quantized))
 
 
 def fingerprint(problem: Problem, config: Config) -> dict:
@@ -123,6 +122,18 @@ def _report(problem: Problem, config: Config, quantized: Quantized, data: bytes)
         "bits_per_survivor": 8 * sum(layer["bytes"] for layer in layers) / max(1.0, survivors),
         "trials": [asdict(trial) for trial in quantized.trials], "chosen": asdict(quantized.chosen),
     }
+
+
+def _survivors(problem: Problem, weights: list[np.ndarray], quantized: Quantized) -> dict:
+    """See `Result.survivors`."""
+    tensors = {tensor.name: tensor for tensor in quantized.tensors}
+    found = {}
+    for layer, weight in zip(problem.layers, weights, strict=True):
+        exponents = tensors[layer.parameter].row_exponents
+        rows = weight.reshape(len(weight), -1)
+        scaled = rows if exponents is None else rows / row_scales(exponents)[:, None]
+        found[layer.name] = scaled[rows != 0], tensors[layer.parameter].levels
+    return found
 
 
 class _Clock:

@@ -60,4 +60,4 @@ class Progress:
             log.info("%s %d/%d: %s", self._name, done, total, note)
             return
         rate = f"{done / max(time.perf_counter() - self._started, 1e-9):.2f}/s"
-        self._bar.update(self._task, completed=done, total=total, note=note, rate=rate)
+        self._bar.update(self._task, completed=done, total=total, note=note, rate=rate, refresh=True)

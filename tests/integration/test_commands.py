@@ -1,0 +1,147 @@
+"""The commands as a user types them, each in a process and a working folder of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+QUICK = ["evolution.cycles=3", "evolution.population=6", "evolution.generations=2", "refit.steps=20",
+         "refit.final_steps=40", "quantization.trials=4", "quantization.max_bits=4", "quantization.refit_steps=20",
+         "problem.teacher.epochs=10"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder; the teacher's cache in it is shared by the module's tests."""
+    return tmp_path_factory.mktemp("work")
+
+
+def start(folder, *arguments):
+    environment = os.environ | {"DE_RAY_CACHE": str(folder / "cache")}
+    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=folder, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def command(folder, *arguments, expect=0):
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == expect, err
+    return out, err
+
+
+def launch(folder, *overrides, expect=0):
+    return command(folder, REPOSITORY / "launch.py", *overrides, expect=expect)
+
+
+@pytest.fixture(scope="module")
+def serial_run(folder):
+    """The output folder of a quick run in one process."""
+    launch(folder, "pool=serial", "hydra.run.dir=serial", *QUICK)
+    return folder / "serial"
+
+
+def test_a_run_leaves_its_file_report_configuration_and_figures(serial_run):
+    report = json.loads((serial_run / "report.json").read_text())
+    assert report["decoded_equals_student"] and report["file_bytes"] == (serial_run / "student.der").stat().st_size
+    assert (serial_run / "config.yaml").exists()
+    assert {path.stem for path in (serial_run / "figures").iterdir()} == {"course", "layers", "levels", "pareto"}
+
+
+def test_a_run_is_tracked_with_parameters_metrics_by_cycle_and_artifacts(serial_run, folder):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("de-ray").experiment_id])
+    parent = next(run for run in found if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.status == "FINISHED" and parent.data.params["evolution.cycles"] == "3"
+    assert {"ratio", "sparsity", "student_accuracy", "divergence_held_out"} <= parent.data.metrics.keys()
+    assert len(client.get_metric_history(parent.info.run_id, "divergence")) == 4
+    names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert names == {"student.der", "report.json", "config.yaml", "figures"}
+    assert sum(run.data.tags.get("mlflow.parentRunId") == parent.info.run_id for run in found) == 4
+
+
+def test_ray_and_tune_give_the_serial_runs_file_byte_for_byte(serial_run, folder):
+    launch(folder, "pool.actors=2", "tracking.enabled=false", "hydra.run.dir=ray", *QUICK)
+    assert (folder / "ray/student.der").read_bytes() == (serial_run / "student.der").read_bytes()
+
+
+def test_a_multirun_shares_one_process_and_writes_a_folder_a_job(folder):
+    launch(folder, "-m", "evolution.sparsity=0.5,0.8", "pool=serial", "tracking.enabled=false", "hydra.sweep.dir=sweep", *QUICK)
+    reports = [json.loads((folder / f"sweep/{job}/report.json").read_text()) for job in (0, 1)]
+    assert reports[0]["sparsity"] < reports[1]["sparsity"]
+
+
+def test_ctrl_c_leaves_a_run_that_continues_to_the_same_file_and_no_processes(serial_run, folder):
+    process = start(folder, REPOSITORY / "launch.py", "pool.actors=2", "tracking.enabled=false", "hydra.run.dir=broken",
+                    *QUICK)
+    deadline = time.monotonic() + 120
+    while not list((folder / "broken/checkpoint").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "resume=" in err and not (folder / "broken/student.der").exists()
+    command_lines = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
+    assert not any(b"ray::Replica" in line for line in command_lines)
+    launch(folder, "resume=broken")
+    assert (folder / "broken/student.der").read_bytes() == (serial_run / "student.der").read_bytes()
+
+
+def test_inspect_shows_each_tensor_and_the_totals(serial_run, folder):
+    out, _ = command(folder, "-m", "de_ray", "inspect", serial_run / "student.der")
+    size = (serial_run / "student.der").stat().st_size
+    assert "fc1.weight" in out and "64" in out and f"{size:,}" in out and "ratio" in out
+
+
+def test_evaluate_tells_what_the_report_told(serial_run, folder):
+    out, _ = command(folder, "-m", "de_ray", "evaluate", serial_run / "student.der", "problem=digits",
+                     "problem.teacher.epochs=10")
+    told, report = json.loads(out), json.loads((serial_run / "report.json").read_text())
+    assert told["decoded"]["metrics"] == report["decoded"] and told["teacher"]["metrics"] == report["teacher"]
+    assert told["decoded"]["divergence"]["held_out"] == pytest.approx(report["divergence"]["held_out"])
+    assert told["ratio"] == report["ratio"]
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["evolution.sparsity=1.5"], "evolution.sparsity=1.5: expected a number in [0, 1)"),
+    (["evolution.sparsty=0.5"], "sparsty"),
+    (["problem.include=[conv*]"], "conv*"),
+    (["problem.teacher.checkpoint=missing.safetensors"], "missing.safetensors"),
+    (["problem=custom", "problem.model=nowhere:build", "problem.calibration=inputs.npy"], "nowhere"),
+    (["resume=nowhere"], "resume=nowhere"),
+])
+def test_a_mistake_is_one_clear_error_before_ray_starts(folder, overrides, message):
+    _, err = launch(folder, *overrides, expect=1)
+    assert message in err and "Traceback" not in err
+    assert "Ray" not in err
+
+
+def test_a_file_that_is_not_ours_is_one_clear_error(folder):
+    (folder / "other.der").write_bytes(b"something else")
+    _, err = command(folder, "-m", "de_ray", "inspect", "other.der", expect=1)
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_users_own_model_is_compressed_from_the_command_line(folder):
+    (folder / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))\n")
+    script = "import numpy as np; np.save('inputs.npy', np.random.default_rng(0).normal(size=(80, 2, 8)).astype('f4'))"
+    command(folder, "-c", script)
+    launch(folder, "problem=custom", "problem.model=mine:build", "problem.calibration=inputs.npy", "evolution.sparsity=0.5",
+           "pool.actors=1", "tracking.enabled=false", "hydra.run.dir=mine", *QUICK[:-1])
+    load = "import de_ray, mine; print(de_ray.load('mine/student.der', model=mine.build())[0].weight.shape)"
+    assert "[6, 2, 3]" in command(folder, "-c", load)[0]
+
+
+def test_reading_a_file_imports_no_heavy_package(serial_run, folder):
+    code = ("import sys\nfor name in ('ray', 'hydra', 'omegaconf', 'mlflow', 'ultralytics'):\n    sys.modules[name] = None\n"
+            "import de_ray\nprint(len(de_ray.load('serial/student.der')))")
+    assert command(folder, "-c", code)[0].strip() == "6"

@@ -1,0 +1,68 @@
+"""Checkpoints: bit-equal, atomic, and damaged ones passed over."""
+
+import os
+
+import pytest
+import torch
+
+from de_ray import checkpoint, files
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    return {"weight": torch.randn(3, 5, generator=generator), "mask": torch.rand(3, 7, generator=generator) > 0.5,
+            "empty": torch.zeros(0, 4, dtype=torch.bool), "scalar": torch.tensor(4, dtype=torch.int64),
+            "nan": torch.tensor([float("nan"), -0.0]), "half": torch.ones(2, dtype=torch.bfloat16)}
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path):
+    meta = {"done": 3, "history": [{"divergence": 0.1 + 0.2, "sets": None}], "fingerprint": {}}
+    checkpoint.save_checkpoint(tmp_path, 3, tensors(), meta)
+    found = checkpoint.latest(tmp_path)
+    assert found.done == 3 and found.meta == meta and found.tensors.keys() == tensors().keys()
+    for key, value in tensors().items():
+        assert found.tensors[key].dtype == value.dtype and found.tensors[key].shape == value.shape
+        assert torch.equal(found.tensors[key].contiguous().flatten().view(torch.uint8) if value.dtype != torch.bool
+                           else found.tensors[key], value.flatten().view(torch.uint8) if value.dtype != torch.bool else value)
+
+
+def test_a_folder_without_checkpoints_has_none(tmp_path):
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_only_the_newest_two_are_kept(tmp_path):
+    for done in (1, 2, 3, 10):
+        checkpoint.save_checkpoint(tmp_path, done, {}, {})
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == ["step-0003.safetensors",
+                                                                                "step-0010.safetensors"]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:len(data) // 2], lambda data: b"", lambda data: b"\xff" * 40])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, damage):
+    checkpoint.save_checkpoint(tmp_path, 1, tensors(), {"done": 1})
+    newest = checkpoint.save_checkpoint(tmp_path, 2, tensors(), {"done": 2})
+    newest.write_bytes(damage(newest.read_bytes()))
+    assert checkpoint.latest(tmp_path).done == 1
+    assert "step-0002" in caplog.text
+
+
+def test_a_write_that_dies_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    files.write_atomically(path, b"old")
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_equal_fingerprints_pass_whether_lists_or_tuples():
+    checkpoint.require_same({"fingerprint": {"a": [1, 2], "b": {"c": None}}}, {"a": (1, 2), "b": {"c": None}})
+
+
+def test_different_fingerprints_name_each_key_with_both_values():
+    with pytest.raises(ValueError, match=r"b\.c=1 then, 2 now; d='x' then, None now"):
+        checkpoint.require_same({"fingerprint": {"a": 0, "b": {"c": 1}, "d": "x"}}, {"a": 0, "b": {"c": 2}})

@@ -1,0 +1,76 @@
+"""Every configuration in conf/ composes; values out of range and mistyped keys are refused with the way out."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from de_ray import config as schema
+from de_ray.config import Config
+from de_ray.schema import CONF, compose, resumed
+
+CUSTOM = ["problem.model=package.module:build", "problem.calibration=inputs.npy"]
+GROUPS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize(("group", "name"), GROUPS)
+def test_every_config_composes_and_holds_to_the_schema(group, name):
+    override = f"+experiment={name}" if group == "experiment" else f"{group}={name}"
+    config = compose([override, *(CUSTOM if (group, name) == ("problem", "custom") else [])])
+    assert isinstance(config, Config) and isinstance(config.evolution, schema.EvolutionConfig)
+
+
+def test_the_default_is_directed_evolution_of_the_digits_on_ray():
+    config = compose([])
+    assert (config.problem.name, config.evolution.method, config.pool.kind) == ("digits", "directed", "ray")
+
+
+@pytest.mark.parametrize("override", [
+    "evolution.sparsity=1", "evolution.sparsity=-0.1", "evolution.allocation=both", "evolution.cycles=0",
+    "evolution.criteria=[fisher,taylor]", "evolution.elite=99", "evolution.screen=0", "+evolution.targets.fc1=1.5",
+    "pool.kind=threads", "pool.actors=-1", "pool.threads=0", "refit.method=sgd", "refit.learning_rate=0",
+    "quantization.bits=9", "quantization.min_bits=7", "quantization.tolerance=0", "quantization.placement=kmeans",
+    "problem.divergence=l1", "problem.augment=mixup", "problem.model=a:b", "problem.calibration_size=0",
+    "problem.teacher.epochs=0", "seed=-1", "threads=0", "device=tpu",
+])
+def test_a_value_out_of_its_range_names_the_key_and_what_is_allowed(override):
+    key = override.lstrip("+").split("=")[0]
+    with pytest.raises(ValueError, match=r"expected") as error:
+        compose([override])
+    assert key in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["evolution.sparsty=0.9", "nonsense=1", "evolution.cycles=many", "problem=mnits",
+                                      "evolution=evolved"])
+def test_a_mistyped_key_value_or_name_is_refused(override):
+    with pytest.raises((HydraException, OmegaConfBaseException)):
+        compose([override])
+
+
+def test_a_custom_problem_says_what_it_needs():
+    with pytest.raises(ValueError, match=r"problem\.model"):
+        compose(["problem=custom"])
+
+
+def test_every_field_is_documented():
+    for name, group in vars(schema).items():
+        if dataclasses.is_dataclass(group):
+            lines = Path(schema.__file__).read_text().splitlines()
+            start = lines.index(f"class {name}:")
+            for field in dataclasses.fields(group):
+                at = next(i for i in range(start, len(lines)) if lines[i].startswith(f"    {field.name}: "))
+                assert lines[at + 1].startswith('    """'), f"{name}.{field.name} has no docstring"
+
+
+def test_resuming_a_folder_without_a_run_says_what_to_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="outputs/"):
+        resumed(str(tmp_path), [])
+
+
+def test_resuming_takes_no_other_overrides(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    assert resumed(str(tmp_path), [f"resume={tmp_path}"])[0].seed == 3
+    with pytest.raises(ValueError, match=r"leave out seed=4"):
+        resumed(str(tmp_path), [f"resume={tmp_path}", "seed=4"])
