@@ -266,11 +266,17 @@ class Config:
     """A whole run."""
 
     problem: ProblemConfig = field(default_factory=ProblemConfig)
+    """What is compressed."""
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+    """How zeroing sets are bred."""
     pool: PoolConfig = field(default_factory=PoolConfig)
+    """Where candidates are evaluated."""
     refit: RefitConfig = field(default_factory=RefitConfig)
+    """How survivors are brought back to the teacher."""
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    """How survivors become levels."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where results go besides the run's folder."""
     seed: int = 0
     """Of every random draw of the compression, >= 0."""
     device: str = "auto"

@@ -85,9 +85,9 @@ def test_ctrl_c_leaves_a_run_that_continues_to_the_same_file_and_no_processes(se
     while not list((folder / "broken/checkpoint").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "resume=" in err and not (folder / "broken/student.der").exists()
+    assert "resume=" in out and not (folder / "broken/student.der").exists()
     command_lines = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
     assert not any(b"ray::Replica" in line for line in command_lines)
     launch(folder, "resume=broken")
