@@ -129,6 +129,9 @@ class EvolutionConfig:
     screen: float = 0.25
     """Share of the calibration batches on which all candidates are raced before the better half sees them all,
     in (0, 1]; 1: no racing."""
+    confirm: float = 0.25
+    """Share of the calibration batches that breeding does not see, in [0, 1): the last choice of a cycle is made on
+    them. 0: on the batches of breeding."""
 
     def __post_init__(self) -> None:
         key = "evolution."
@@ -151,6 +154,7 @@ class EvolutionConfig:
         for name in ("crossover", "swap", "regrow"):
             require(0 <= getattr(self, name) <= 1, key + name, getattr(self, name), "a number in [0, 1]")
         require(0 < self.screen <= 1, key + "screen", self.screen, "a number in (0, 1]")
+        require(0 <= self.confirm < 1, key + "confirm", self.confirm, "a number in [0, 1)")
         require(self.quota_sigma >= 0, key + "quota_sigma", self.quota_sigma, "0 or more")
         require(self.temperature >= 0, key + "temperature", self.temperature, "0 or more")
 
@@ -190,8 +194,8 @@ class RefitConfig:
     """Distillation steps after the last cycle, >= 0; their learning rate decays to zero along a cosine."""
     batch: int = 128
     """Inputs a step, >= 1."""
-    learning_rate: float = 1e-3
-    """Adam's learning rate, > 0."""
+    learning_rate: float = 2e-3
+    """Adam's learning rate, > 0; constant between cycles."""
     damping: float = 0.01
     """Ridge of least squares, as a share of the mean diagonal of the inputs' Gram matrix, > 0."""
 
@@ -212,7 +216,7 @@ class QuantizationConfig:
     """Width of every layer, in 1..8. None: Ray Tune sweeps a width for each layer."""
     min_bits: int = 1
     """Narrowest width of the sweep, in 1..max_bits."""
-    max_bits: int = 6
+    max_bits: int = 8
     """Widest width of the sweep, in min_bits..8."""
     placement: str = "ecsq"
     """Level placement: ecsq (entropy-constrained), lloyd (exact Lloyd-Max) or uniform."""

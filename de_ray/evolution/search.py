@@ -2,7 +2,9 @@
 
 After Franca-Neto, arXiv:2206.05859, with proposals drawn by saliency. Candidates are raced (successive halving,
 Jamieson & Talwalkar, arXiv:1502.07943): a generation is screened on a few calibration batches, fresh in each
-generation and the same for all of its candidates, and only the better half sees every batch.
+generation and the same for all of its candidates, and only the better half sees every batch of breeding. The least of
+many measurements flatters its candidate, so the last choice, between the elite and every criterion's plain set, is made
+on batches that breeding has not seen.
 """
 
 from collections.abc import Generator, Sequence
@@ -31,7 +33,7 @@ class Individual:
     fitness: float = np.inf
     """Mean divergence on the batches that it was last evaluated on."""
     full: bool = False
-    """Whether those were all batches."""
+    """Whether those were all batches of breeding."""
 
     @property
     def rank_key(self) -> tuple[bool, float]:
@@ -64,10 +66,12 @@ class DirectedSearch:
 
     def __init__(self, space: SearchSpace, config: EvolutionConfig, batches: int, rng: np.random.Generator) -> None:
         self._space, self._config, self._rng = space, config, rng
-        self._batches = batches
-        self._screened = max(1, round(config.screen * batches))
+        confirming = min(batches - 1, round(config.confirm * batches))
+        self._breeding = list(range(batches - confirming))
+        self._confirming = list(range(batches - confirming, batches)) or self._breeding
+        self._screened = max(1, round(config.screen * len(self._breeding)))
         self.saved_evaluations = 0
-        """Evaluations on all batches that racing spared."""
+        """Evaluations on all breeding batches that racing spared."""
         self._best: Individual | None = None
         self._steps = self._search()
         self._request: Request | None = next(self._steps, None)
@@ -84,7 +88,7 @@ class DirectedSearch:
             self._request = None
 
     def best(self) -> tuple[Candidate, float]:
-        """The best candidate and its mean divergence over all batches (NaN where none was evaluated).
+        """The best candidate and its mean divergence over the confirming batches (NaN where none was evaluated).
 
         Raises:
             FloatingPointError: every candidate's divergence was non-finite.
@@ -98,19 +102,21 @@ class DirectedSearch:
     def _search(self) -> Generator[Request, np.ndarray, None]:
         if self._config.generations == 0:
             return
-        population = yield from self._race(self._first_population(), spared=len(self._space.criteria))
+        first = self._first_population()
+        plain = first[:len(self._space.criteria)]
+        population = yield from self._race(first, spared=len(plain))
         for _ in range(self._config.generations - 1):
             elite = population[:self._config.elite]
             children = [self._child(population) for _ in range(self._config.population - len(elite))]
             raced = yield from self._race(children, spared=0)
             population = sorted([*elite, *raced], key=lambda one: one.rank_key)
-        self._best = population[0]
+        finalists = yield from self._evaluate([*population[:self._config.elite], *plain], self._confirming)
+        self._best = min(finalists, key=lambda one: one.fitness)
 
     def _race(self, entrants: list[Individual], spared: int) -> Generator[Request, np.ndarray, list[Individual]]:
-        """Evaluate entrants, the first `spared` of them on all batches whatever the screening says; best first."""
-        everything = list(range(self._batches))
-        if self._screened < self._batches and len(entrants) > spared + 1:
-            some = sorted(self._rng.choice(self._batches, self._screened, replace=False).tolist())
+        """Evaluate entrants, the first `spared` of them on all breeding batches whatever screening says; best first."""
+        if self._screened < len(self._breeding) and len(entrants) > spared + 1:
+            some = sorted(self._rng.choice(len(self._breeding), self._screened, replace=False).tolist())
             entrants = yield from self._evaluate(entrants, some)
             rest = sorted(entrants[spared:], key=lambda one: one.fitness)
             finalists = (len(rest) + 1) // 2
@@ -118,13 +124,13 @@ class DirectedSearch:
             entrants, out = entrants[:spared] + rest[:finalists], rest[finalists:]
         else:
             out = []
-        entrants = yield from self._evaluate(entrants, everything)
+        entrants = yield from self._evaluate(entrants, self._breeding)
         return sorted([*entrants, *out], key=lambda one: one.rank_key)
 
     def _evaluate(self, ones: Sequence[Individual],
                   batches: list[int]) -> Generator[Request, np.ndarray, list[Individual]]:
         fitness = yield Request([self._candidate(one) for one in ones], batches)
-        full = len(batches) == self._batches
+        full = batches == self._breeding
         return [replace(one, fitness=float(f), full=full) for one, f in zip(ones, fitness, strict=True)]
 
     # Proposals.

@@ -83,27 +83,28 @@ def test_evolution_ends_no_worse_than_any_criterion_and_beats_them_on_noisy_sali
     assert search.best()[1] < plain.min()
 
 
-def test_the_best_candidate_is_the_one_of_least_told_fitness_on_all_batches():
+def test_the_last_choice_is_made_on_batches_that_breeding_has_not_seen():
     rng = np.random.default_rng(4)
     space, _ = make_space(rng)
-    search, told = DirectedSearch(space, EvolutionConfig(), 4, rng), []
-    evaluate = additive([rng.random(n) for n in SIZES])
-    for request in drive(search, evaluate):
-        if len(request.batches) == 4:
-            told.extend(evaluate(request.candidates, request.batches))
-    assert search.best()[1] == min(told)
+    search = DirectedSearch(space, EvolutionConfig(confirm=0.25, elite=2), 8, rng)
+    requests = drive(search, lambda candidates, batches: np.arange(len(candidates), 0.0, -1.0))
+    assert requests[-1].batches == [6, 7] and len(requests[-1].candidates) == 2 + len(space.criteria)
+    assert all(max(request.batches) < 6 for request in requests[:-1])
+    assert search.best()[1] == 1.0
+    for a, b in zip(search.best()[0], requests[-1].candidates[-1], strict=True):
+        np.testing.assert_array_equal(a.zero, b.zero)
 
 
 def test_racing_screens_on_fresh_batches_and_reports_what_it_saved():
     rng = np.random.default_rng(5)
     space, _ = make_space(rng)
     search = DirectedSearch(space, EvolutionConfig(population=12, generations=3, screen=0.25), 8, rng)
-    requests = drive(search, additive([rng.random(n) for n in SIZES]))
-    screens = [tuple(r.batches) for r in requests if len(r.batches) < 8]
+    requests = drive(search, additive([rng.random(n) for n in SIZES]))[:-1]
+    screens = [tuple(r.batches) for r in requests if len(r.batches) < 6]
     assert len(screens) == 3 and all(len(batches) == 2 for batches in screens)
     assert len(set(screens)) > 1
-    full = sum(len(r.candidates) for r in requests if len(r.batches) == 8)
-    screened = sum(len(r.candidates) for r in requests if len(r.batches) < 8)
+    full = sum(len(r.candidates) for r in requests if len(r.batches) == 6)
+    screened = sum(len(r.candidates) for r in requests if len(r.batches) < 6)
     assert search.saved_evaluations == screened - full > 0
 
 
@@ -111,7 +112,7 @@ def test_a_candidate_of_nan_fitness_is_out():
     rng = np.random.default_rng(6)
     space, _ = make_space(rng)
     search = DirectedSearch(space, EvolutionConfig(screen=1.0), 2, rng)
-    drive(search, lambda candidates, _: np.where(np.arange(len(candidates)) == 3, 0.5, np.nan))
+    drive(search, lambda candidates, _: np.where(np.arange(len(candidates)) == 1, 0.5, np.nan))
     assert search.best()[1] == 0.5
 
 
