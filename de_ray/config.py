@@ -68,7 +68,7 @@ class ProblemConfig:
     exclude: list[str] = field(default_factory=list)
     """Globs of layer names that stay dense; each must match a layer."""
     augment: str = "none"
-    """Label-free augmentation of refit inputs: none, or shift (random translation by up to 1 pixel along each axis)."""
+    """Label-free augmentation of refit and calibration inputs: none, or shift (random translation by up to 1 pixel along each axis)."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The trained network."""
 

@@ -62,7 +62,7 @@ class Problem:
     inputs: Tensor
     """[M, ...] unlabelled inputs for saliency and refit; indexable by an index tensor."""
     calibration: Tensor
-    """[N, ...] the inputs on which candidates are evaluated; a subset of `inputs`."""
+    """[N, ...] the inputs on which candidates are evaluated; drawn from `inputs` and augmented as refit's are."""
     held_out: Tensor
     """[H, ...] inputs that nothing but the report sees."""
     divergence: Divergence

@@ -55,7 +55,8 @@ def build_problem(config: ProblemConfig, seed: int) -> Problem:
     model = build_architecture(classifier.architecture)
     find_layers(model, config.include, config.exclude)  # a mistyped pattern need not wait for data and training
     data = classifier.load()
-    inputs, calibration = draw_inputs(data.train, config.calibration_size, config.inputs_size, seed)
+    augment = augmentation(config.augment, data.train)
+    inputs, calibration = draw_inputs(data.train, config.calibration_size, config.inputs_size, seed, augment)
     teacher = obtain(model, config.name, data.train, data.train_labels, config.teacher).requires_grad_(False)
     return Problem(
         name=config.name,
@@ -67,7 +68,7 @@ def build_problem(config: ProblemConfig, seed: int) -> Problem:
         held_out=data.test,
         divergence=make_divergence(config.divergence),
         metrics=partial(_metrics, data.test, data.test_labels),
-        augment=augmentation(config.augment, inputs),
+        augment=augment,
     )
 
 

@@ -97,7 +97,8 @@ def problem_from_model(
                              f"{inputs.dtype} {list(inputs.shape[1:])}: expected the same")
     if calibration_size > len(inputs):
         log.info("calibration on all %d inputs, fewer than the %d asked for", len(inputs), calibration_size)
-    inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed)
+    distort = augmentation(augment, inputs)
+    inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed, distort)
     teacher = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     check_finite(teacher)
     distance = make_divergence(divergence)
@@ -114,7 +115,7 @@ def problem_from_model(
         held_out=held_out,
         divergence=distance,
         metrics=partial(measure, teacher, held_out),
-        augment=augmentation(augment, inputs),
+        augment=distort,
     )
 
 

@@ -4,19 +4,25 @@ import torch
 from torch import Tensor
 
 from de_ray.config import require
+from de_ray.problem.base import Augment
 
 
-def draw_inputs(inputs: Tensor, calibration_size: int, inputs_size: int, seed: int) -> tuple[Tensor, Tensor]:
+def draw_inputs(inputs: Tensor, calibration_size: int, inputs_size: int, seed: int,
+                augment: Augment | None = None) -> tuple[Tensor, Tensor]:
     """Draw without replacement, by one permutation of `inputs` a seed.
+
+    Calibration inputs are augmented as refit's are: candidates are judged on the inputs that survivors will be refitted
+    to, and where the teacher, which has learned the training inputs, is less sure of itself.
 
     Args:
         inputs: [M, ...] all training inputs.
         calibration_size: N, in 1..M.
         inputs_size: how many inputs saliency and refit may use, in N..M, or 0 for all.
-        seed: of the permutation.
+        seed: of the permutation and of the augmentation.
+        augment: of the calibration inputs; None: they stay as they are.
 
     Returns:
-        inputs [M or inputs_size, ...] and calibration [N, ...], a subset of them.
+        inputs [M or inputs_size, ...] and calibration [N, ...], drawn from them.
 
     Raises:
         ValueError: for sizes outside their ranges.
@@ -26,6 +32,8 @@ def draw_inputs(inputs: Tensor, calibration_size: int, inputs_size: int, seed: i
             f"1 to {total}, the number of training inputs")
     require(inputs_size == 0 or calibration_size <= inputs_size <= total, "problem.inputs_size", inputs_size,
             f"0 for all, or problem.calibration_size ({calibration_size}) to {total}, the number of training inputs")
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(total, generator=generator)
     usable = inputs[order[:inputs_size]] if inputs_size else inputs
-    return usable, inputs[order[:calibration_size]]
+    calibration = inputs[order[:calibration_size]]
+    return usable, calibration if augment is None else augment(calibration, generator)
