@@ -61,9 +61,12 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         chosen = fixed(table, pool, config.quantization.bits)
         trials = [chosen]
     else:
+        evaluations = pool.evaluations
         with contextlib.ExitStack() as stack:
             records = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
             trials = sweep(table, pool, config.quantization, derive(config.seed, "sweep") % 2**32, records)
+        # Trials in other processes evaluate through a client, which the pool does not see.
+        pool.evaluations = evaluations + len(trials)
         chosen = pick(trials, divergence_limit(table, config.quantization))
     layers = refit_levels(problem, student, table.candidate(chosen.widths), config.quantization.refit_steps,
                           config.refit.batch, config.quantization.learning_rate,

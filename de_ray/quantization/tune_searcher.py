@@ -5,7 +5,7 @@ import pickle
 from ray.tune.search import Searcher
 
 from de_ray.quantization.pareto import Trial, make_trial
-from de_ray.quantization.search import WidthSearch, Widths
+from de_ray.quantization.search import Widths, WidthSearch
 
 
 class RoundSearcher(Searcher):

@@ -10,7 +10,15 @@ from torch import nn
 
 import de_ray
 from de_ray import checkpoint
-from de_ray.config import Config, EvolutionConfig, PoolConfig, ProblemConfig, QuantizationConfig, RefitConfig, TeacherConfig
+from de_ray.config import (
+    Config,
+    EvolutionConfig,
+    PoolConfig,
+    ProblemConfig,
+    QuantizationConfig,
+    RefitConfig,
+    TeacherConfig,
+)
 from de_ray.pipeline import run
 from de_ray.problem.build import build_architecture, build_problem
 from tests.networks import Branchy
