@@ -1,5 +1,6 @@
 """Compress a network: `python launch.py problem=lenet5_mnist evolution.sparsity=0.99`; see the README."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from de_ray.schema import register, resumed, to_config
 
+log = logging.getLogger(__name__)
 register()
 
 
@@ -26,7 +28,8 @@ def main(composed: DictConfig) -> float:
 
         return run_session(config, folder).report["divergence"]["held_out"]
     except (ValueError, OSError, OmegaConfBaseException) as error:
-        # A user's mistake is told in one line, which a traceback would hide.
+        # A user's mistake is told in one line, which a traceback would hide; hydra.verbose=true shows both.
+        log.debug("where it happened", exc_info=True)
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -68,7 +68,8 @@ class ProblemConfig:
     exclude: list[str] = field(default_factory=list)
     """Globs of layer names that stay dense; each must match a layer."""
     augment: str = "none"
-    """Label-free augmentation of refit and calibration inputs: none, or shift (random translation by up to 1 pixel along each axis)."""
+    """Label-free augmentation of refit and calibration inputs: none, or shift (random translation by up to 1 pixel
+    along each axis)."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The trained network."""
 
@@ -168,7 +169,7 @@ class PoolConfig:
     actors: int = 0
     """Ray actors, >= 0; 0: one a GPU where there are GPUs, else one a CPU core of the cluster."""
     gpus: float | None = None
-    """GPUs an actor, >= 0; fractions share a device, 0 keeps actors on CPUs. None: 1 where the cluster has GPUs, else 0."""
+    """GPUs an actor, >= 0; fractions share a device, 0 keeps actors on CPUs. None: 1 where the cluster has GPUs."""
     threads: int = 1
     """CPU threads an evaluator, >= 1. Part of the result: other counts may round differently."""
     batch: int = 256

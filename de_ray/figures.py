@@ -126,9 +126,8 @@ def _pareto(trials: list[dict], chosen: dict) -> Figure:
     axes.plot([t["bytes"] for t in finite], [t["divergence"] for t in finite], "o", color=TEACHER, alpha=0.6,
               label="trials")
     axes.step([t["bytes"] for t in front], [t["divergence"] for t in front], where="post", color=TEACHER, label="front")
-    axes.plot(chosen["bytes"], chosen["divergence"], "*", ms=14, color=MARK,
-              label="taken: " + ", ".join(map(str, chosen["widths"][:8])) + (" ..." if len(chosen["widths"]) > 8 else "")
-              + " bits")
+    widths = ", ".join(map(str, chosen["widths"][:8])) + (" ..." if len(chosen["widths"]) > 8 else "")
+    axes.plot(chosen["bytes"], chosen["divergence"], "*", ms=14, color=MARK, label=f"taken: {widths} bits")
     axes.set_yscale("log")
     axes.set(title="Bit-widths", xlabel="coded bytes of the layers", ylabel="mean divergence, calibration inputs")
     axes.legend(fontsize=8)

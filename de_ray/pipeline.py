@@ -43,7 +43,8 @@ class Result:
 
 
 def run(problem: Problem, config: Config, folder: Path | None = None,
-        on_record: OnRecord = lambda record, total: None, on_stage: Callable[[str], None] = lambda stage: None) -> Result:
+        on_record: OnRecord = lambda record, total: None,
+        on_stage: Callable[[str], None] = lambda stage: None) -> Result:
     """Compress a problem's teacher.
 
     Args:

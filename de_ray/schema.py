@@ -52,8 +52,8 @@ def resumed(folder: str, overrides: list[str]) -> tuple[Config, Path]:
     """
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"resume={folder}: no {CONFIG_FILE} there; expected the output folder of a run, such as "
-                                "outputs/digits-directed/...")
+        raise FileNotFoundError(f"resume={folder}: no {CONFIG_FILE} there; expected the output folder of a run, such "
+                                "as outputs/digits-directed/...")
     others = [override for override in overrides if not override.lstrip("+").startswith("resume=")]
     if others:
         raise ValueError(f"resume={folder} continues with that run's own configuration; leave out {' '.join(others)}")

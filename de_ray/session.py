@@ -44,7 +44,8 @@ def run_session(config: Config, folder: Path) -> Result:
         tracker.log_params(flatten(config))
         with Progress() as progress:
             def on_record(record: Record, total: int) -> None:
-                progress.update(record.cycle, total, f"sparsity {record.sparsity:.2%}, divergence {record.divergence:.4g}")
+                progress.update(record.cycle, total,
+                                f"sparsity {record.sparsity:.2%}, divergence {record.divergence:.4g}")
                 tracker.log_metrics({key: value for key, value in asdict(record).items()
                                      if isinstance(value, int | float) and key != "cycle"}, record.cycle)
 

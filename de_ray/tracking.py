@@ -99,7 +99,8 @@ class Tracker:
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
-            client.log_batch(self._run, metrics=[Metric(key, float(value), now, step) for key, value in metrics.items()])
+            client.log_batch(self._run, metrics=[Metric(key, float(value), now, step)
+                                                 for key, value in metrics.items()])
         self._do(action)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:

@@ -37,7 +37,8 @@ def check(tensor: QuantizedTensor) -> None:
         _check_exponents(name, tensor.row_exponents, symbols.shape)
     with np.errstate(over="ignore"):
         if not np.isfinite(tensor.dequantize()).all():
-            raise ValueError(f"{name}: a value is beyond float32's range; its step, levels or row exponents are too large")
+            raise ValueError(f"{name}: a value is beyond float32's range; its step, levels or row exponents are too "
+                             "large")
 
 
 def check_name(name: str) -> None:
@@ -59,8 +60,8 @@ def _check_levels(name: str, levels: np.ndarray) -> None:
 
 def _check_exponents(name: str, exponents: np.ndarray, shape: tuple[int, ...]) -> None:
     if exponents.dtype != np.int32 or not shape or exponents.shape != shape[:1]:
-        raise ValueError(f"{name}: row exponents of type {exponents.dtype}{list(exponents.shape)}, expected int32 and one "
-                         f"for each row of {list(shape)}")
+        raise ValueError(f"{name}: row exponents of type {exponents.dtype}{list(exponents.shape)}, expected int32 and "
+                         f"one for each row of {list(shape)}")
     if exponents.min(initial=0) < -MAX_EXPONENT or exponents.max(initial=0) > MAX_EXPONENT:
         raise ValueError(f"{name}: row exponents {exponents.min()}..{exponents.max()}, expected "
                          f"{-MAX_EXPONENT}..{MAX_EXPONENT}")

@@ -67,7 +67,8 @@ class FileSummary:
     tensors: tuple[TensorSummary, ...]
 
 
-def encode(tensors: Sequence[QuantizedTensor], raw: Mapping[str, Tensor] | None = None, architecture: str = "") -> bytes:
+def encode(tensors: Sequence[QuantizedTensor], raw: Mapping[str, Tensor] | None = None,
+           architecture: str = "") -> bytes:
     """Code tensors into the bytes of a file.
 
     Args:
@@ -93,7 +94,8 @@ def encode(tensors: Sequence[QuantizedTensor], raw: Mapping[str, Tensor] | None 
         check_name(name)
         entries.append(raw_entry(name, value))
     description = write_entries(architecture, entries)
-    packed = zlib.compress(varint(len(description)) + description + b"".join(map(raw_bytes, raw.values())), 9, wbits=-15)
+    plain = varint(len(description)) + description + b"".join(map(raw_bytes, raw.values()))
+    packed = zlib.compress(plain, 9, wbits=-15)
     state = {tensor.name: _values(tensor) for tensor in tensors} | dict(raw)
     data = MAGIC + varint(len(packed)) + packed + _hash(architecture, state) + stream.finish()
     return save_safetensors({"": np.frombuffer(data, np.uint8)})

@@ -116,7 +116,8 @@ def write_entries(architecture: str, entries: list[Entry]) -> bytes:
             shared += 1
         out += varint(shared) + varint(len(name) - shared) + name[shared:]
         before = name
-        flags = HAS_STEP * (entry.step is not None) + HAS_EXPONENTS * (entry.exponents is not None) + IS_RAW * (entry.raw is not None)
+        flags = HAS_STEP * (entry.step is not None) + HAS_EXPONENTS * (entry.exponents is not None)
+        flags += IS_RAW * (entry.raw is not None)
         out.append(flags | len(entry.shape) << 3)
         for extent in entry.shape:
             out += varint(extent)

@@ -198,7 +198,8 @@ def code(symbols, rows, inputs, kernel, period, prior, decoding, stream, state, 
                 slots[6] = base_beside + beside_class * CLASSES + row_class
                 slots[7] = base_period + far_class * CLASSES + beside_class
                 slots[8] = base_channel + channel_class * CLASSES + row_class
-                slots[9] = base_kernel + (min(kernel_ones, 3) * 4 + up * 2 + left) * kernel * 3 + k * 3 + min(2, row_ones)
+                around = min(kernel_ones, 3) * 4 + up * 2 + left
+                slots[9] = base_kernel + around * kernel * 3 + k * 3 + min(2, row_ones)
                 symbol = symbols[here] if not decoding else np.int32(0)
                 bit = _decide(np.int64(symbol != 0), INPUTS, slots, chance, seen, weights, min(row_ones, 3), prior,
                               strength, stream, state, decoding, bits, probabilities, at)
@@ -235,7 +236,8 @@ def code(symbols, rows, inputs, kernel, period, prior, decoding, stream, state, 
                         slots[1] = buckets + (MAX_BUCKET + 1 + length) * 8 + min(near_row, 7)
                         slots[2] = buckets + (2 * (MAX_BUCKET + 1) + length) * 8 + min(near_column, 7)
                         more = _decide(np.int64(magnitude >> length != 0), 3, slots, chance, seen, value_weights,
-                                       1 + length, ONE // 2, VALUE_PRIOR, stream, state, decoding, bits, probabilities, at)
+                                       1 + length, ONE // 2, VALUE_PRIOR, stream, state, decoding, bits, probabilities,
+                                       at)
                         if more < 0:
                             return -1
                         at += 1

@@ -105,6 +105,7 @@ def _take(name: str, scan: tuple[int, int, int], period: int, nonzero: int, word
     size = math.prod(scan)
     symbols = np.zeros(size, np.int32)
     # An empty tensor's other dimensions may be large; the model would make room for them.
-    if size and model.code(symbols, *scan, period, _prior(nonzero, size), True, words, state, _NO_BITS, _NO_PROBABILITIES) < 0:
+    prior = _prior(nonzero, size)
+    if size and model.code(symbols, *scan, period, prior, True, words, state, _NO_BITS, _NO_PROBABILITIES) < 0:
         raise DamagedFileError(f"the coded symbols of {name} are damaged")
     return symbols

@@ -60,7 +60,8 @@ class Targets:
         for pattern, sparsity in config.targets.items():
             found = [names.index(name) for name in matching(names, pattern)]
             if not found:
-                raise ValueError(f"evolution.targets.{pattern}: no layer has such a name; the layers are {', '.join(names)}")
+                raise ValueError(f"evolution.targets.{pattern}: no layer has such a name; the layers are "
+                                 + ", ".join(names))
             self._bound[found], self._densities[found] = True, 1 - sparsity
         self._free_density = 1 - config.sparsity
 

@@ -10,7 +10,7 @@ from de_ray.evolution.operators import TINY, smallest, spread
 
 @dataclass(frozen=True)
 class Budget:
-    """Net zeros to add in a cycle: a number for each bound layer, and one that evolution distributes over the others."""
+    """Net zeros to add in a cycle: a number for each bound layer, and one that evolution spreads over the others."""
 
     bound: np.ndarray
     """bool [L], True for layers that have a number of their own."""
@@ -42,8 +42,8 @@ class SearchSpace:
         self.budget = budget
         free_room = int(self.room[~budget.bound].sum())
         if budget.free_total > free_room or (budget.fixed > self.room).any():
-            raise ValueError(f"{budget.free_total} zeros asked for over all layers and {budget.fixed.tolist()} in bound "
-                             f"ones, expected at most the {free_room} and {self.room.tolist()} survivors; "
+            raise ValueError(f"{budget.free_total} zeros asked for over all layers and {budget.fixed.tolist()} in "
+                             f"bound ones, expected at most the {free_room} and {self.room.tolist()} survivors; "
                              "lower evolution.sparsity")
         # Logarithms in units of each criterion's own spread, so that criteria can be mixed.
         self._alive_scores, self._dead_scores = [], []

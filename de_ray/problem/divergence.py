@@ -118,7 +118,7 @@ def mse_score(student: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def cosine_score(student: Tensor, generator: torch.Generator) -> Tensor:
-    """n . student / |student|: exact across the output's direction; along it the curvature is half of what this says."""
+    """n . student / |student|: exact across the output's direction; along it the curvature is half of that."""
     flat = student.reshape(len(student), -1)
     norm = flat.detach().norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return (torch.randn(flat.shape, generator=generator).to(student.device) * flat / norm).sum()
