@@ -11,7 +11,10 @@ REACH = 1
 
 
 def shift(inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each image by its own whole number of pixels, uniform in -REACH..REACH along each axis.
+    """Move each image, with probability 1/2, by its own whole number of pixels, uniform in -REACH..REACH along each axis.
+
+    Moved images keep survivors from fitting the teacher's outputs by heart; images that stay where the teacher learned
+    them carry its surest answers. Half of each gave lower divergence than none and higher accuracy than all.
 
     What comes in at the edges is background, which is the batch's smallest value: black, however inputs were scaled.
 
@@ -29,6 +32,8 @@ def shift(inputs: Tensor, generator: torch.Generator) -> Tensor:
     n, _, height, width = inputs.shape
     padded = pad(inputs, (REACH,) * 4, value=float(inputs.min()))  # [N, C, H + 2 REACH, W + 2 REACH]
     offsets = torch.randint(2 * REACH + 1, (2, n, 1), generator=generator, device=generator.device).to(inputs.device)
+    still = torch.rand((n, 1), generator=generator, device=generator.device).to(inputs.device) < 0.5
+    offsets = torch.where(still, REACH, offsets)
     rows = offsets[0] + torch.arange(height, device=inputs.device)  # [N, H]
     columns = offsets[1] + torch.arange(width, device=inputs.device)  # [N, W]
     sample = torch.arange(n, device=inputs.device)[:, None, None]

@@ -1,12 +1,12 @@
 """Widths that a model of adding rises finds best: warm starts for the sweep.
 
-Shoham and Gersho 1988: for independent items, minimising bytes + mu * divergence picks each item's width by itself, and the ladder of
-multipliers mu walks the lower convex hull of all assignments.
+Shoham and Gersho 1988: for independent items, minimising bytes + mu * divergence picks each item's width by itself, and
+the ladder of multipliers mu walks the lower convex hull of all assignments.
 """
 
 import numpy as np
 
-from de_ray.quantization.sensitivity import SensitivityTable
+from de_ray.quantization.table import SensitivityTable
 
 LADDER = 64
 """Multipliers, evenly spaced in their logarithm over the range in which any layer's width changes."""

@@ -14,7 +14,8 @@ WEIGHT_FLOOR = 1e-6
 class Atoms:
     """Values in ascending order, equal and (where there are many) neighbouring ones merged.
 
-    Merging changes no centroid of a group of whole atoms, and shifts every assignment's distortion by the same constant.
+    Merging changes no centroid of a group of whole atoms, and shifts every assignment's distortion by the same
+    constant.
     """
 
     values: np.ndarray
@@ -39,8 +40,9 @@ class Atoms:
 def make_atoms(values: np.ndarray, weights: np.ndarray | None = None, limit: int = MAX_ATOMS) -> Atoms:
     """Sort and merge values.
 
-    Up to `limit` distinct values stay as they are. More are merged into cells with exact centroids, cut both at `limit / 2`
-    equal counts (resolution where values are many) and at `limit / 2` equal widths (resolution in the tails), and at zero.
+    Up to `limit` distinct values stay as they are. More are merged into cells with exact centroids, cut both at `limit
+    / 2` equal counts (resolution where values are many) and at `limit / 2` equal widths (resolution in the tails), and
+    at zero.
 
     Args:
         values: float32 [n].

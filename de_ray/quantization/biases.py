@@ -10,7 +10,8 @@ from de_ray.codec.tensor import QuantizedTensor
 log = logging.getLogger(__name__)
 
 FINEST = 20
-"""Of the ladder: a step of 2^-20 of a tensor's greatest magnitude is about float32's own rounding of sums of such values."""
+"""Of the ladder: a step of 2^-20 of a tensor's greatest magnitude is about float32's own rounding of sums of such
+values."""
 
 
 def quantize_dense(name: str, values: np.ndarray, step: float) -> QuantizedTensor:
@@ -32,7 +33,8 @@ def quantize_dense(name: str, values: np.ndarray, step: float) -> QuantizedTenso
     multiples = np.rint(np.asarray(values, np.float64) / np.float64(step))
     # float32 holds whole numbers up to 2^24 exactly, and decoding multiplies in float32.
     if np.abs(multiples).max(initial=0.0) > 2**24:
-        raise ValueError(f"step={step} of {name}: expected at least {np.abs(values).max() / 2**24:g}, 2^-24 of its greatest value")
+        raise ValueError(f"step={step} of {name}: expected at least {np.abs(values).max() / 2**24:g}, 2^-24 of its "
+                         "greatest value")
     return QuantizedTensor(name, multiples.astype(np.int32), step=step)
 
 
@@ -54,8 +56,8 @@ def quantize_biases(tensors: Mapping[str, np.ndarray], measure: Callable[[dict[s
         limit: greatest divergence allowed.
 
     Returns:
-        The tensors in coded form, by name. When no step is within the limit, those of the finest (and a warning is logged): the
-        limit must have been passed before, since that step is about float32's own rounding.
+        The tensors in coded form, by name. When no step is within the limit, those of the finest (and a warning is
+        logged): the limit must have been passed before, since that step is about float32's own rounding.
     """
     if not tensors:
         return {}

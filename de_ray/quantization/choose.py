@@ -43,8 +43,8 @@ def choose_exponents(weight: np.ndarray, bits: int, config: QuantizationConfig, 
                      curvature: np.ndarray | None = None) -> np.ndarray | None:
     """Row scales of a layer as the configuration asks for them.
 
-    With `auto` both forms are quantized and coded at the width, and the one of less error + slope x bits is taken, at the slope
-    of the layer without row scales. A layer beyond float16's range gets one common scale in any case.
+    With `auto` both forms are quantized and coded at the width, and the one of less error + slope x bits is taken, at
+    the slope of the layer without row scales. A layer beyond float16's range gets one common scale in any case.
 
     Args:
         weight: float32 [R, ...], zero where pruned.

@@ -1,10 +1,11 @@
 """Entropy-constrained scalar quantization: levels and thresholds of least distortion + slope x rate.
 
-Chou, Lookabaugh, Gray, "Entropy-constrained vector quantization" (1989), in one dimension: assignments by Lagrangian cost,
-centroids and rates by turns, each optimal given the others, so that the cost never rises. Assignments are the optimal *ordered*
-ones (each level takes an interval), by dynamic programming over levels, since weighted values have no thresholds in closed form. It
-starts at the best partition of at most 512 atoms (see `ecsq_partition`), which is the global optimum already where a layer has no
-more distinct values, and at Lloyd-Max levels, which are the better start when levels are nearly as many as those atoms.
+Chou, Lookabaugh, Gray, "Entropy-constrained vector quantization" (1989), in one dimension: assignments by Lagrangian
+cost, centroids and rates by turns, each optimal given the others, so that the cost never rises. Assignments are the
+optimal *ordered* ones (each level takes an interval), by dynamic programming over levels, since weighted values have no
+thresholds in closed form. It starts at the best partition of at most 512 atoms (see `ecsq_partition`), which is the
+global optimum already where a layer has no more distinct values, and at Lloyd-Max levels, which are the better start
+when levels are nearly as many as those atoms.
 """
 
 from dataclasses import dataclass
@@ -37,10 +38,10 @@ def ecsq(values: np.ndarray, count: int, slope: float, weights: np.ndarray | Non
          allow_zero: bool = True) -> Quantizer:
     """Minimise sum w (x - q)^2 + slope * bits, where a level's bits are -log2 of its share.
 
-    Shares are those of the layer's whole alphabet, zero and the levels, `zeros` included: at 90 % sparsity a survivor that becomes
-    zero saves its place in the mask, more than 3 bits. With `allow_zero` a level serves values of its own sign alone. The result is the
-    global optimum for up to `ecsq_partition.PARTITION_ATOMS` distinct values, and close to it for more, which are merged into atoms
-    first (see `atoms.make_atoms`). Levels that nothing uses are dropped.
+    Shares are those of the layer's whole alphabet, zero and the levels, `zeros` included: at 90 % sparsity a survivor
+    that becomes zero saves its place in the mask, more than 3 bits. With `allow_zero` a level serves values of its own
+    sign alone. The result is the global optimum for up to `ecsq_partition.PARTITION_ATOMS` distinct values, and close
+    to it for more, which are merged into atoms first (see `atoms.make_atoms`). Levels that nothing uses are dropped.
 
     Args:
         values: float32 [n], the survivors.
@@ -66,7 +67,8 @@ def ecsq_of_atoms(atoms: Atoms, count: int, slope: float, zeros: int = 0, allow_
     return min((_descend(atoms, *start, slope, zeros, allow_zero) for start in starts), key=lambda q: q.costs[-1])
 
 
-def _descend(atoms: Atoms, table: np.ndarray, bits: np.ndarray, slope: float, zeros: int, allow_zero: bool) -> Quantizer:
+def _descend(atoms: Atoms, table: np.ndarray, bits: np.ndarray, slope: float, zeros: int,
+             allow_zero: bool) -> Quantizer:
     """Iterate from given values (zero and levels) and bits until the cost stays."""
     member = _assign(atoms, table, bits, slope, allow_zero)
     costs: list[float] = []

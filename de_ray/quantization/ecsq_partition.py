@@ -1,8 +1,8 @@
 """The best partition for entropy-constrained quantization, by dynamic programming.
 
-With ideal rates a level's share of the cost depends on its own interval alone: sum w (x - centroid)^2 - slope n log2(n / total). The
-sum over intervals is what dynamic programming minimises. Unlike plain squared error it breaks the quadrangle inequality (n log n is
-convex), so that every pair of ends has to be tried: O(A^2) a level, for A atoms.
+With ideal rates a level's share of the cost depends on its own interval alone: sum w (x - centroid)^2 - slope n log2(n
+/ total). The sum over intervals is what dynamic programming minimises. Unlike plain squared error it breaks the
+quadrangle inequality (n log n is convex), so that every pair of ends has to be tried: O(A^2) a level, for A atoms.
 """
 
 import numpy as np
@@ -13,7 +13,8 @@ PARTITION_ATOMS = 512
 """Distinct values up to which the partition is the global optimum."""
 
 
-def best_partition(atoms: Atoms, count: int, slope: float, zeros: int, allow_zero: bool) -> tuple[np.ndarray, np.ndarray]:
+def best_partition(atoms: Atoms, count: int, slope: float, zeros: int,
+                   allow_zero: bool) -> tuple[np.ndarray, np.ndarray]:
     """Values and bits of the partition of least cost; more than `PARTITION_ATOMS` atoms are merged first.
 
     Args:
@@ -74,7 +75,8 @@ def best_partition(atoms: Atoms, count: int, slope: float, zeros: int, allow_zer
 def _costs(atoms: Atoms, slope: float, zeros: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Costs of atoms i..j-1 as a level's interval and as zero's, both [A + 1, A + 1], and prefix sums of n, w, w x."""
     x, w = atoms.values, atoms.weights
-    n, mass, first, second = ([np.concatenate([[0.0], np.cumsum(term)]) for term in (atoms.counts, w, w * x, w * x * x)])
+    terms = (atoms.counts, w, w * x, w * x * x)
+    n, mass, first, second = (np.concatenate([[0.0], np.cumsum(term)]) for term in terms)
     number, total = n - n[:, None], n[-1] + zeros
     upper = np.arange(len(n)) > np.arange(len(n))[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -85,7 +87,7 @@ def _costs(atoms: Atoms, slope: float, zeros: int) -> tuple[np.ndarray, np.ndarr
     return cell, zero_cell, [n, mass, first]
 
 
-def _table(cells: list, zero_cells: list, prefix: list[np.ndarray], zeros: int) -> tuple[np.ndarray, np.ndarray]:
+def _table(cells: list[tuple[int, int]], zero_cells: list[tuple[int, int]], prefix: list[np.ndarray], zeros: int) -> tuple[np.ndarray, np.ndarray]:
     """Centroids and bits of intervals, in order; zero's is left out when nothing is zero."""
     n, mass, first = prefix
     total = n[-1] + zeros

@@ -1,10 +1,12 @@
 """Level placement by uniform cells and by Lloyd-Max.
 
-Lloyd-Max levels (Lloyd 1982, Max 1960) are the centroids of a partition of the line that minimises squared error. Iterating
-assignments and centroids finds a local minimum only; in one dimension dynamic programming finds the global one (Bruce 1965),
-in O(k n log n) since the best split moves monotonically with the right end (divide and conquer; cf. Groenlund et al.,
-arXiv:1701.07204).
+Lloyd-Max levels (Lloyd 1982, Max 1960) are the centroids of a partition of the line that minimises squared error.
+Iterating assignments and centroids finds a local minimum only; in one dimension dynamic programming finds the global
+one (Bruce 1965), in O(k n log n) since the best split moves monotonically with the right end (divide and conquer; cf.
+Groenlund et al., arXiv:1701.07204).
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -28,8 +30,8 @@ def uniform(values: np.ndarray, count: int, weights: np.ndarray | None = None) -
 def lloyd_max(values: np.ndarray, count: int, weights: np.ndarray | None = None) -> np.ndarray:
     """Levels of least weighted squared error, globally optimal.
 
-    Exact for up to `atoms.MAX_ATOMS` distinct values. More are first merged into that many atoms with exact centroids (see
-    `atoms.make_atoms`), and the optimum is the best partition into whole atoms.
+    Exact for up to `atoms.MAX_ATOMS` distinct values. More are first merged into that many atoms with exact centroids
+    (see `atoms.make_atoms`), and the optimum is the best partition into whole atoms.
 
     Args:
         values: float32 [n].
@@ -87,7 +89,8 @@ def nearest_error(atoms: Atoms, levels: np.ndarray) -> float:
     return float(np.sum(atoms.weights * (atoms.values - nearest) ** 2)) + atoms.scatter
 
 
-def _one_more_cell(best: np.ndarray, k: int, n: int, error) -> tuple[np.ndarray, np.ndarray]:
+def _one_more_cell(best: np.ndarray, k: int, n: int,
+                   error: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """From k to k + 1 cells.
 
     Args:

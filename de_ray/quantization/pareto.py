@@ -28,7 +28,8 @@ def make_trial(widths: Sequence[int], payload: int, divergence: float) -> Trial:
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
     """Trials that no other beats in bytes without losing in divergence, by ascending bytes; failed ones are out."""
     front: list[Trial] = []
-    for trial in sorted((t for t in trials if math.isfinite(t.divergence)), key=lambda t: (t.bytes, t.divergence, t.widths)):
+    finite = (trial for trial in trials if math.isfinite(trial.divergence))
+    for trial in sorted(finite, key=lambda t: (t.bytes, t.divergence, t.widths)):
         if not front or trial.divergence < front[-1].divergence:
             front.append(trial)
     return front
@@ -44,12 +45,12 @@ def pick(trials: Sequence[Trial], limit: float) -> Trial:
     """
     front = pareto(trials)
     if not front:
-        raise ValueError(f"none of {len(trials)} assignments of widths gave a finite divergence: expected at least one; widen "
-                         "quantization.max_bits, or look for a student that diverged before quantization")
+        raise ValueError(f"none of {len(trials)} assignments of widths gave a finite divergence: expected at least one; "
+                         "widen quantization.max_bits, or look for a student that diverged before quantization")
     for trial in front:
         if trial.divergence <= limit:
             return trial
     best = front[-1]
-    log.warning("no assignment of widths keeps the divergence within %.6g; taking the best one, %.6g at %d bytes", limit,
-                best.divergence, best.bytes)
+    log.warning("no assignment of widths keeps the divergence within %.6g; taking the best one, %.6g at %d bytes",
+                limit, best.divergence, best.bytes)
     return best

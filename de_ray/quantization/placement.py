@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from de_ray.config import require, require_choice
-from de_ray.quantization.atoms import make_atoms
+from de_ray.quantization.atoms import Atoms, make_atoms
 from de_ray.quantization.ecsq import ecsq_of_atoms
 from de_ray.quantization.levels import lloyd_max_levels, nearest_error, uniform_levels
 
@@ -16,9 +16,9 @@ LARGEST = float(np.finfo(np.float16).max)
 def rate_slope(values: np.ndarray, bits: int, rate_weight: float, weights: np.ndarray | None = None) -> float:
     """The squared error that a bit is worth at a width: rate_weight * 2 ln 2 * D_b.
 
-    D_b is the error per survivor of Lloyd-Max levels at that width. At high resolution the distortion-rate curve of a scalar
-    quantizer is D(R) = c 2^(-2R), hence -dD/dR = 2 ln 2 D; a Lagrangian D + slope R is least where the curve's slope is
-    -slope, so that this choice asks for about the distortion of b-bit Lloyd-Max levels, at the least rate.
+    D_b is the error per survivor of Lloyd-Max levels at that width. At high resolution the distortion-rate curve of a
+    scalar quantizer is D(R) = c 2^(-2R), hence -dD/dR = 2 ln 2 D; a Lagrangian D + slope R is least where the curve's
+    slope is -slope, so that this choice asks for about the distortion of b-bit Lloyd-Max levels, at the least rate.
 
     Args:
         values: float32 [n], survivors.
@@ -34,8 +34,8 @@ def place(values: np.ndarray, bits: int, placement: str = "ecsq", rate_weight: f
           weights: np.ndarray | None = None, zeros: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Levels for the survivors of a layer.
 
-    Uniform and Lloyd-Max thresholds lie midway between neighbours, zero among them: a survivor nearer to zero than to any level
-    becomes zero. ECSQ's thresholds weigh bits too (see `ecsq`). Levels that coincide in float16 are merged.
+    Uniform and Lloyd-Max thresholds lie midway between neighbours, zero among them: a survivor nearer to zero than to
+    any level becomes zero. ECSQ's thresholds weigh bits too (see `ecsq`). Levels that coincide in float16 are merged.
 
     Args:
         values: float32 [n], survivors, divided by their row scales where there are any.
@@ -46,8 +46,9 @@ def place(values: np.ndarray, bits: int, placement: str = "ecsq", rate_weight: f
         zeros: number of the layer's weights that are zero already; matters to ecsq's rates.
 
     Returns:
-        levels float32 [L], ascending, non-zero, each a float16 number; boundaries float32 [L], ascending: value i of the
-        L + 1 sorted values (zero and the levels) holds for boundaries[i - 1] < x <= boundaries[i]. L = 0 for no values.
+        levels float32 [L], ascending, non-zero, each a float16 number; boundaries float32 [L], ascending: value i of
+        the L + 1 sorted values (zero and the levels) holds for boundaries[i - 1] < x <= boundaries[i]. L = 0 for no
+        values.
 
     Raises:
         ValueError: a value is not finite or beyond float16's range, or an argument is out of its range.
@@ -56,9 +57,9 @@ def place(values: np.ndarray, bits: int, placement: str = "ecsq", rate_weight: f
     require_choice("quantization.placement", placement, PLACEMENTS)
     require(rate_weight >= 0, "quantization.rate_weight", rate_weight, "0 or more")
     atoms = make_atoms(values, weights)
-    if len(atoms.values) and max(-atoms.values[0], atoms.values[-1]) > LARGEST:
-        raise ValueError(f"values of up to {max(-atoms.values[0], atoms.values[-1]):g}: expected at most {LARGEST:g}, the "
-                         "largest level that the file can hold; divide by a scale first (see scales.layer_exponents)")
+    greatest = np.abs(atoms.values).max(initial=0.0)
+    if greatest > LARGEST:
+        raise ValueError(f"values of up to {greatest:g}: expected at most {LARGEST:g}, the largest level that the file can hold; divide by a scale first (see scales.layer_exponents)")
     if placement == "uniform":
         return _storable(*_nearest(uniform_levels(atoms, 2**bits)))
     lloyd = lloyd_max_levels(atoms, 2**bits)
@@ -68,7 +69,7 @@ def place(values: np.ndarray, bits: int, placement: str = "ecsq", rate_weight: f
     return _storable(quantizer.levels, quantizer.boundaries)
 
 
-def _slope(atoms, lloyd: np.ndarray, rate_weight: float) -> float:
+def _slope(atoms: Atoms, lloyd: np.ndarray, rate_weight: float) -> float:
     if not len(atoms.values):
         return 0.0
     return rate_weight * 2 * math.log(2) * nearest_error(atoms, lloyd) / atoms.total

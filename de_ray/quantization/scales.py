@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from de_ray.codec.header import MAX_EXPONENT
 from de_ray.codec.tensor import EIGHTH_POWERS
 
 STEPS = 8
 """Exponents an octave."""
 COMFORTABLE = (2.0**-8, 2.0**15)
-"""Range of a layer's greatest magnitude in which float16 levels need no scale: below it small levels lose digits, above it
-great ones overflow."""
+"""Range of a layer's greatest magnitude in which float16 levels need no scale: below it small levels lose digits, above
+it great ones overflow."""
 
 
 def row_scales(exponents: np.ndarray) -> np.ndarray:
@@ -41,7 +42,7 @@ def row_exponents(weight: np.ndarray, weights: np.ndarray | None = None) -> np.n
     # Where weights make the mean ignore the greatest value, float16 must hold it still.
     greatest = np.abs(rows).max(1)[alive]
     exponents = np.maximum(exponents, np.ceil(STEPS * np.log2(greatest / COMFORTABLE[1])))
-    exponents = np.clip(exponents, -126 * STEPS, 126 * STEPS).astype(np.int32)
+    exponents = np.clip(exponents, -MAX_EXPONENT, MAX_EXPONENT).astype(np.int32)
     previous = np.maximum(np.cumsum(alive) - 1, 0)
     return exponents[previous]
 
@@ -53,15 +54,17 @@ def layer_exponents(weight: np.ndarray) -> np.ndarray | None:
         weight: float32 [R, ...].
 
     Returns:
-        int32 [R], all alike and whole octaves, that bring the greatest magnitude into [2, 4); None where not needed.
+        int32 [R], all alike and whole octaves, that bring the greatest magnitude into [2, 4) (below 2^-100 to less);
+        None where not needed.
 
     Raises:
-        ValueError: a weight is not finite or 2^127 or more, which no scale can hold.
+        ValueError: a weight is not finite or 2^100 or more, beyond what the file's scales can hold.
     """
     greatest = float(np.max(np.abs(weight), initial=0.0))
-    if not greatest < 2.0**127:
-        raise ValueError(f"a weight of magnitude {greatest:g}: expected finite ones below 2^127; the student has diverged")
+    if not greatest < 2.0**(MAX_EXPONENT // STEPS):
+        raise ValueError(f"a weight of magnitude {greatest:g}: expected finite ones below 2^100; the student has "
+                         "diverged")
     if greatest == 0 or COMFORTABLE[0] <= greatest <= COMFORTABLE[1]:
         return None
     octave = int(np.frexp(greatest)[1]) - 2
-    return np.full(len(weight), STEPS * max(octave, -126), np.int32)
+    return np.full(len(weight), max(STEPS * octave, -MAX_EXPONENT), np.int32)

@@ -21,9 +21,9 @@ Widths = tuple[int, ...]
 class WidthSearch:
     """Multi-objective (bytes, divergence) search in rounds, which a seed determines whatever the order of arrival.
 
-    A round is asked as a whole and told as a whole. The first one is the warm starts. Later ones come from Optuna's TPE sampler
-    (Bergstra et al. 2011), each layer's width between those that the `NEAREST` warm starts give it. A repeated suggestion becomes
-    a step to an assignment that was not asked yet, anywhere in the range of widths.
+    A round is asked as a whole and told as a whole. The first one is the warm starts. Later ones come from Optuna's TPE
+    sampler (Bergstra et al. 2011), each layer's width between those that the `NEAREST` warm starts give it. A repeated
+    suggestion becomes a step to an assignment that was not asked yet, anywhere in the range of widths.
 
     Args:
         layers: number of layers.
@@ -33,7 +33,8 @@ class WidthSearch:
         warm_starts: distinct assignments of the first round, at least one, the most promising first.
     """
 
-    def __init__(self, layers: int, widths: tuple[int, int], trials: int, seed: int, warm_starts: Sequence[Widths]) -> None:
+    def __init__(self, layers: int, widths: tuple[int, int], trials: int, seed: int,
+                 warm_starts: Sequence[Widths]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.trials: list[Trial] = []
         self._low, self._high = widths

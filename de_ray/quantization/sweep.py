@@ -6,31 +6,31 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from de_ray.config import QuantizationConfig
 from de_ray.quantization.allocate import warm_starts
 from de_ray.quantization.pareto import Trial, make_trial
 from de_ray.quantization.search import WidthSearch
-from de_ray.quantization.sensitivity import Evaluator, SensitivityTable
+from de_ray.quantization.table import Evaluator, SensitivityTable
 
 log = logging.getLogger(__name__)
 
 WARM_SHARE = 0.5
 """Share of the trials that may be warm starts."""
 RESOURCES = {"CPU": 0, "memory": 2**20}
-"""Of a trial. Replicas own the CPUs: a trial that asked for one would wait for them for ever. Tune refuses to ask for nothing
-at all, hence the bytes."""
+"""Of a trial. Replicas own the CPUs: a trial that asked for one would wait for them for ever. Tune refuses to ask for
+nothing at all, hence the bytes."""
 QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-"""Tune's loggers cost a trial more than its evaluation does, to write what is in `Trial` anyway; its newer output prints
-tables of failed trials even when told to be silent."""
+"""Tune's loggers cost a trial more than its evaluation does, to write what is in `Trial` anyway; its newer output
+prints tables of failed trials even when told to be silent."""
 
 
-class Pool(Evaluator):
+class Pool(Evaluator, Protocol):
     """What a sweep needs of a pool besides evaluation."""
 
     def client(self) -> Evaluator:
         """An evaluator for other processes, or the pool itself when it serves only this one."""
-        ...
 
 
 def divergence_limit(table: SensitivityTable, config: QuantizationConfig) -> float:
@@ -48,8 +48,9 @@ def sweep(table: SensitivityTable, pool: Pool, config: QuantizationConfig, seed:
           concurrent: int = 1) -> list[Trial]:
     """Search for the Pareto front of (bytes, divergence) over a width for each layer.
 
-    Warm starts come from the table, the others from `WidthSearch`. Trials evaluate on the pool's resident replicas: in Tune's
-    processes through the pool's client, or in this process when the client is the pool itself. Both give the same list.
+    Warm starts come from the table, the others from `WidthSearch`. Trials evaluate on the pool's resident replicas: in
+    Tune's processes through the pool's client, or in this process when the client is the pool itself. Both give the
+    same list.
 
     Args:
         table: choices, bytes and divergences by layer and width.
@@ -57,8 +58,9 @@ def sweep(table: SensitivityTable, pool: Pool, config: QuantizationConfig, seed:
         config: trials and tolerance are used.
         seed: of the sampler.
         folder: where Tune keeps its records.
-        concurrent: trials that run at a time, >= 1; matters to the time alone. More than one pays where evaluating a candidate takes seconds
-            and the pool has as many replicas: Tune then spends up to 15 s on ending processes that it started in vain.
+        concurrent: trials that run at a time, >= 1; matters to the time alone. More than one pays where evaluating a
+            candidate takes seconds and the pool has as many replicas: Tune then spends up to 15 s on ending processes
+            that it started in vain.
 
     Returns:
         Trials in the order in which they were asked for; infinite divergence where it was not finite.
@@ -86,7 +88,8 @@ def _evaluate(table: SensitivityTable, pool: Evaluator, assignments: list[tuple[
     return [make_trial(widths, table.payload(widths), float(f)) for widths, f in zip(assignments, fitness, strict=True)]
 
 
-def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folder: Path, concurrent: int) -> WidthSearch:
+def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folder: Path,
+          concurrent: int) -> WidthSearch:
     """Run the search's trials in Tune's processes."""
     from ray import tune
 
@@ -108,7 +111,7 @@ def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folde
     if results.errors:
         raise results.errors[0]
     if not search.finished:
-        # Tune answers Ctrl-C with the trials so far; a run that goes on with them would not be the run that was asked for.
+        # Tune answers Ctrl-C with the trials so far; going on with them would not be the run that was asked for.
         raise KeyboardInterrupt
     return search
 

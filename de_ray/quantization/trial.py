@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ray import tune
 
-from de_ray.quantization.sensitivity import Evaluator, SensitivityTable
+from de_ray.quantization.table import Evaluator, SensitivityTable
 
 
 class WidthTrial(tune.Trainable):

@@ -11,8 +11,8 @@ from de_ray.quantization.search import Widths, WidthSearch
 class RoundSearcher(Searcher):
     """Passes rounds on trial by trial, and tells each as a whole and in the order asked.
 
-    Tune's own `ConcurrencyLimiter(batch=True)` closes a batch as soon as all its *running* trials are done, so that what a sampler
-    has seen depends on how fast trials finish; here it does not.
+    Tune's own `ConcurrencyLimiter(batch=True)` closes a batch as soon as all its *running* trials are done, so that
+    what a sampler has seen depends on how fast trials finish; here it does not.
 
     Args:
         search: decides which widths are tried.

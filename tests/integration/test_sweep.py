@@ -13,8 +13,8 @@ from ray import cloudpickle
 
 from de_ray.config import QuantizationConfig
 from de_ray.quantization.choice import LevelChoice
-from de_ray.quantization.sensitivity import SensitivityTable
 from de_ray.quantization.sweep import sweep
+from de_ray.quantization.table import SensitivityTable
 
 CONFIG = QuantizationConfig(tolerance=0.5)
 WIDTHS = tuple(range(1, 7))
@@ -60,8 +60,9 @@ class SerialPool(Replica):
 def make_table(bits_offset=0):
     nothing = np.empty(0, np.float32)
     choices = tuple(tuple(LevelChoice(l, bits + bits_offset, nothing, nothing) for bits in WIDTHS) for l in range(3))
-    return SensitivityTable(("a", "b", "c"), WIDTHS, choices, np.array([[(3 - l) * 100 * b for b in WIDTHS] for l in range(3)]),
-                            np.array([[divergence((choice,)) for choice in row] for row in choices]), 0.03)
+    sizes = np.array([[(3 - l) * 100 * bits for bits in WIDTHS] for l in range(3)])
+    rises = np.array([[divergence((choice,)) for choice in row] for row in choices])
+    return SensitivityTable(("a", "b", "c"), WIDTHS, choices, sizes, rises, 0.03)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ def test_values_become_the_nearest_multiples_of_the_step():
     assert tensor.name == "b" and tensor.levels is None
 
 
-@pytest.mark.parametrize("values, step, words", [
-    ([1.0], 0.0, "above 0"), ([1.0], -1.0, "above 0"), ([1.0], np.inf, "finite"), ([np.nan], 1.0, "diverged"), ([1.0], 1e-9, "2\\^-24")])
+@pytest.mark.parametrize("values, step, words", [([1.0], 0.0, "above 0"), ([1.0], -1.0, "above 0"),
+                                                 ([1.0], np.inf, "finite"), ([np.nan], 1.0, "diverged"),
+                                                 ([1.0], 1e-9, "2\\^-24")])
 def test_impossible_steps_and_values_are_named(values, step, words):
     with pytest.raises(ValueError, match=words):
         quantize_dense("b", np.array(values, np.float32), step)

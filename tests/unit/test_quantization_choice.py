@@ -189,7 +189,8 @@ def test_the_slope_follows_the_width():
     assert rate_slope(values, 4, 0.5) == pytest.approx(rate_slope(values, 4, 1.0) / 2)
 
 
-@pytest.mark.parametrize("arguments, words", [((0,), "bits=0"), ((9,), "bits=9"), ((4, "kmeans"), "kmeans"), ((4, "ecsq", -1.0), "rate_weight")])
+@pytest.mark.parametrize("arguments, words", [((0,), "bits=0"), ((9,), "bits=9"), ((4, "kmeans"), "kmeans"),
+                                              ((4, "ecsq", -1.0), "rate_weight")])
 def test_arguments_out_of_range_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         place(np.array([1.0], np.float32), *arguments)

@@ -75,8 +75,8 @@ def test_merged_atoms_keep_mass_mean_and_error():
     assert atoms.weights @ atoms.values == pytest.approx(weights @ values.astype(float))
     assert np.all(atoms.low[1:] > atoms.high[:-1])
     assert not np.any((atoms.low < 0) & (atoms.high >= 0))
-    whole = np.average(values.astype(float), weights=weights)
-    assert nearest_error(atoms, np.array([whole])) == pytest.approx(error_of(values, weights, np.array([whole])), rel=1e-6)
+    whole = np.array([np.average(values.astype(float), weights=weights)])
+    assert nearest_error(atoms, whole) == pytest.approx(error_of(values, weights, whole), rel=1e-6)
 
 
 def test_uniform_levels_are_centroids_of_equal_cells_and_skip_empty_ones():
@@ -138,7 +138,8 @@ def all_partitions(x, count, slope, zeros):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 4), st.sampled_from([0.0, 0.02, 0.2]), st.sampled_from([0, 20]))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 4), st.sampled_from([0.0, 0.02, 0.2]),
+       st.sampled_from([0, 20]))
 def test_ecsq_is_the_best_of_all_ordered_partitions(seed, size, count, slope, zeros):
     values = np.sort(np.random.default_rng(seed).normal(size=size).astype(np.float32))
     cost = ecsq(values, count, slope, zeros=zeros).costs[-1]
@@ -166,8 +167,8 @@ def test_a_steep_slope_turns_all_survivors_into_zeros():
     assert len(quantizer.levels) == len(quantizer.boundaries) == 0
 
 
-@pytest.mark.parametrize("values, weights, words", [
-    ([1.0, np.nan], None, "finite"), ([1.0, np.inf], None, "finite"), ([1.0], [-1.0], "0 or more"), ([1.0], [1.0, 2.0], "one for each")])
+@pytest.mark.parametrize("values, weights, words", [([1.0, np.nan], None, "finite"), ([1.0, np.inf], None, "finite"),
+                                                    ([1.0], [-1.0], "0 or more"), ([1.0], [1.0, 2.0], "one for each")])
 def test_impossible_values_and_weights_are_named(values, weights, words):
     with pytest.raises(ValueError, match=words):
         lloyd_max(np.array(values, np.float32), 2, None if weights is None else np.array(weights))

@@ -11,8 +11,9 @@ from de_ray.config import QuantizationConfig
 from de_ray.quantization.allocate import allocations, lagrangian, warm_starts
 from de_ray.quantization.pareto import Trial, make_trial, pareto, pick
 from de_ray.quantization.search import WidthSearch
-from de_ray.quantization.sensitivity import SensitivityTable, sensitivity
+from de_ray.quantization.sensitivity import sensitivity
 from de_ray.quantization.sweep import divergence_limit, fixed, sweep
+from de_ray.quantization.table import SensitivityTable
 from de_ray.quantization.tune_searcher import RoundSearcher
 
 
@@ -31,7 +32,8 @@ class SquaredErrorPool:
     def _one(self, candidate):
         if self.bad and any((choice.layer, choice.bits) == self.bad for choice in candidate):
             return np.nan
-        return 0.01 + sum(float(np.sum((c.dequantized(self.weights[c.layer]) - self.weights[c.layer]) ** 2)) for c in candidate)
+        errors = (c.dequantized(self.weights[c.layer]) - self.weights[c.layer] for c in candidate)
+        return 0.01 + sum(float(np.sum(error**2)) for error in errors)
 
     def client(self):
         return self
@@ -74,7 +76,8 @@ def test_sensitivity_evaluates_every_layer_and_width_in_one_call(weights):
 def test_curvature_reaches_the_levels(weights):
     curvature = [np.ones_like(w) for w in weights]
     curvature[0][:, :20] = 1000.0
-    plain, weighted = (sensitivity(weights, ("a", "b", "c"), SquaredErrorPool(weights), CONFIG, c, price) for c in (None, curvature))
+    plain, weighted = (sensitivity(weights, ("a", "b", "c"), SquaredErrorPool(weights), CONFIG, importance, price)
+                       for importance in (None, curvature))
     assert not np.array_equal(plain.choices[0][2].levels, weighted.choices[0][2].levels)
     assert np.array_equal(plain.choices[1][2].levels, weighted.choices[1][2].levels)
 
@@ -92,18 +95,21 @@ def test_fixed_bits_make_a_table_of_one_width_and_one_trial(weights):
     pool = SquaredErrorPool(weights)
     table = table_of(weights, pool, QuantizationConfig(bits=7, placement="lloyd"))
     assert table.widths == (7,)
-    trial = fixed(table, pool, 7)
-    assert trial == Trial((7, 7, 7), table.payload((7, 7, 7)), float(pool.evaluate([table.candidate((7, 7, 7))], range(3))[0]))
+    widths = (7, 7, 7)
+    divergence = float(pool.evaluate([table.candidate(widths)], range(3))[0])
+    assert fixed(table, pool, 7) == Trial(widths, table.payload(widths), divergence)
 
 
 def plain_table(sizes, divergence, base=0.0):
     sizes, divergence = np.array(sizes), np.array(divergence, float)
-    return SensitivityTable(tuple(map(str, range(len(sizes)))), tuple(range(1, sizes.shape[1] + 1)), (), sizes, divergence, base)
+    layers, widths = sizes.shape
+    return SensitivityTable(tuple(map(str, range(layers))), tuple(range(1, widths + 1)), (), sizes, divergence, base)
 
 
 def test_lagrangian_assignments_are_the_best_of_all_at_their_bytes():
     generator = np.random.default_rng(2)
-    table = plain_table(np.cumsum(generator.integers(5, 50, (3, 4)), 1), -np.cumsum(generator.uniform(0.1, 1, (3, 4)), 1) + 9, 0)
+    table = plain_table(np.cumsum(generator.integers(5, 50, (3, 4)), 1),
+                        9 - np.cumsum(generator.uniform(0.1, 1, (3, 4)), 1))
     everything = [(a, b, c) for a in range(1, 5) for b in range(1, 5) for c in range(1, 5)]
     found = allocations(table)
     assert len(found) >= 4
@@ -168,7 +174,8 @@ def test_a_search_of_a_small_space_ends_when_it_is_exhausted():
 
 def test_seeds_decide_a_search():
     def widths(seed):
-        return [t.widths for t in run_search(WidthSearch(6, (1, 8), 16, seed, [(4,) * 6, (3,) * 6, (5,) * 6]), lambda w: 1 / sum(w))]
+        search = WidthSearch(6, (1, 8), 16, seed, [(4,) * 6, (3,) * 6, (5,) * 6])
+        return [t.widths for t in run_search(search, lambda w: 1 / sum(w))]
 
     assert widths(0) == widths(0)
     assert widths(0) != widths(1)
