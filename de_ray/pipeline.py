@@ -15,6 +15,7 @@ from de_ray.config import Config
 from de_ray.device import resolve_device, threads
 from de_ray.evaluation.build import build_pool
 from de_ray.evolve import OnRecord, evolve
+from de_ray.files import write_atomically
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import measure
 from de_ray.quantization.scales import row_scales
@@ -38,7 +39,7 @@ class Result:
 
     def save(self, path: str | Path) -> Path:
         """Write the file; returns its path."""
-        codec.write(path, self.data)
+        write_atomically(path, self.data)
         return Path(path)
 
 

@@ -4,8 +4,6 @@
 """
 
 import hashlib
-import os
-import secrets
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -156,22 +154,6 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"the file does not fit {type(model).__name__}: {error}") from error
     return model.eval()
-
-
-def write(path: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all; what was there before stays until then."""
-    path = Path(path)
-    # Not `tempfile`: its files are readable by their owner alone.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _read(source: str | Path | bytes) -> bytes:

@@ -5,20 +5,19 @@ import hashlib
 import json
 import logging
 import math
-import os
 import pickle
-import tempfile
 import time
 from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from de_ray.config import TeacherConfig
 from de_ray.device import threads
+from de_ray.files import write_atomically
 from de_ray.problem.cache import cache_folder
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,8 @@ def obtain(model: nn.Module, name: str, inputs: Tensor, labels: Tensor, config: 
             log.info("teacher of %s: from %s", name, path)
             return model
     train(model, inputs, labels, config)
-    _save(model, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(model.state_dict()))
     log.info("teacher of %s: kept as %s", name, path)
     return model
 
@@ -145,16 +145,3 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             bound = 1 / math.sqrt(module.weight[0].numel())
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-
-
-def _save(model: nn.Module, path: Path) -> None:
-    """Write atomically: a reader sees a whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(handle)
-    try:
-        save_file(model.state_dict(), partial)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise

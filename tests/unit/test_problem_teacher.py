@@ -81,10 +81,10 @@ def test_everything_that_decides_the_weights_is_in_the_cache_key(cache):
 
 
 def test_an_interrupted_write_leaves_nothing_in_the_cache(cache, monkeypatch):
-    def interrupted(state, path):
+    def interrupted(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("de_ray.problem.teacher.save_file", interrupted)
+    monkeypatch.setattr("os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         obtain(net(), "toy", INPUTS, LABELS, CONFIG)
     assert list((cache / "teachers").iterdir()) == []
