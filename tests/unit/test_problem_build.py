@@ -88,15 +88,17 @@ def test_shift_moves_each_image_by_its_own_offset_and_fills_with_background():
     images[:, 0, 4, 3], images[:, 1, 4, 3] = 1.0, 2.0
     moved = shift(images, torch.Generator().manual_seed(0))
     assert moved.shape == images.shape
-    offsets = set()
+    offsets = []
     for image in moved:
         row, column = map(int, (image[0] == 1).nonzero()[0])
-        offsets.add((row - 4, column - 3))
+        offsets.append((row - 4, column - 3))
         expected = torch.full((2, 9, 7), -0.5)
         expected[0, row, column], expected[1, row, column] = 1.0, 2.0
         assert image.equal(expected)
     reach = range(-REACH, REACH + 1)
-    assert offsets == {(y, x) for y in reach for x in reach}
+    assert set(offsets) == {(y, x) for y in reach for x in reach}
+    # Half stay for sure, and of the others one in nine by chance: 222 of 400, give or take 10.
+    assert 180 < offsets.count((0, 0)) < 264
 
 
 def test_shift_is_the_generators_and_leaves_its_input_alone():
