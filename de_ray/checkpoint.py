@@ -3,10 +3,12 @@
 import json
 import logging
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import save
@@ -46,9 +48,11 @@ def save_checkpoint(folder: Path, done: int, tensors: dict[str, Tensor], meta: d
     shapes = {key: list(value.shape) for key, value in tensors.items() if value.dtype == torch.bool}
     stored = {PACKED + key if key in shapes else key: _pack(value) if key in shapes else value.contiguous()
               for key, value in tensors.items()}
+    texts = {"meta": json.dumps(meta), "shapes": json.dumps(shapes)}
     path = folder / FOLDER / f"step-{done:04d}.safetensors"
-    write_atomically(path, save(stored, {"meta": json.dumps(meta), "shapes": json.dumps(shapes)}))
-    for old in _newest_first(folder)[KEPT:]:
+    write_atomically(path, save(stored, texts | {"checksum": _checksum(texts, stored)}))
+    killed = (folder / FOLDER).glob(".step-*")  # what a kill in the middle of a write has left
+    for old in [*_newest_first(folder)[KEPT:], *killed]:
         old.unlink()
     return path
 
@@ -58,11 +62,14 @@ def latest(folder: Path) -> Checkpoint | None:
     for path in _newest_first(folder):
         try:
             with safetensors.safe_open(path, "pt") as file:
-                metadata = file.metadata()
-                meta, shapes = json.loads(metadata["meta"]), json.loads(metadata["shapes"])
+                texts = file.metadata()
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
-        except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            log.warning("%s is damaged (%s); going back to the checkpoint before it", path, error)
+            if texts.pop("checksum") != _checksum(texts, tensors):
+                raise ValueError("its checksum does not match")
+            meta, shapes = json.loads(texts["meta"]), json.loads(texts["shapes"])
+        except (safetensors.SafetensorError, OSError, KeyError, AttributeError, ValueError) as error:
+            log.warning("%s is damaged (%s); going back to the checkpoint before it, or to the start where there is "
+                        "none", path, error)
             continue
         for key, shape in shapes.items():
             tensors[key] = _unpack(tensors.pop(PACKED + key), shape)
@@ -92,12 +99,22 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem.split("-")[1]), reverse=True)
 
 
+def _checksum(texts: dict[str, str], stored: dict[str, Tensor]) -> str:
+    """Of all that a file holds: safetensors notices what is missing from a file, not what was altered."""
+    value = 0
+    for key, text in sorted(texts.items()):
+        value = zlib.crc32(f"{key}={text}".encode(), value)
+    for key, tensor in sorted(stored.items()):
+        value = zlib.crc32(f"{key}:{tensor.dtype}{tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), value)
+    return f"{value:08x}"
+
+
 def _pack(mask: Tensor) -> Tensor:
     """uint8 [ceil(n / 8)], the mask's values as bits."""
-    padded = torch.nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
-    return (padded << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    return torch.from_numpy(np.packbits(mask.numpy().ravel()))
 
 
 def _unpack(packed: Tensor, shape: list[int]) -> Tensor:
-    bits = (packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.flatten()[:torch.Size(shape).numel()].bool().view(shape)
+    count = torch.Size(shape).numel()
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=count).view(np.bool_)).view(shape)

@@ -70,12 +70,15 @@ class ProblemConfig:
     augment: str = "none"
     """Label-free augmentation of refit and calibration inputs: none, or shift (random translation by up to 1 pixel
     along each axis)."""
+    augment_share: float = 0.5
+    """Share of the inputs that augmentation changes, in (0, 1]."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The trained network."""
 
     def __post_init__(self) -> None:
         require_choice("problem.divergence", self.divergence, DIVERGENCES)
         require_choice("problem.augment", self.augment, ("none", "shift"))
+        require(0 < self.augment_share <= 1, "problem.augment_share", self.augment_share, "a number in (0, 1]")
         require(self.calibration_size >= 1, "problem.calibration_size", self.calibration_size, "at least 1")
         require(self.inputs_size >= 0, "problem.inputs_size", self.inputs_size, "0 (all inputs) or more")
         if self.name == "custom":

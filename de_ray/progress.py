@@ -2,10 +2,11 @@
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 log = logging.getLogger(__name__)
@@ -20,15 +21,18 @@ class Progress:
             progress.update(3, 20, "sparsity 40 %")
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         console = console or Console(stderr=True)
         self._bar = RichProgress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True,
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"),
+            TextColumn("{task.fields[note]}"), console=console, transient=True,
         ) if console.is_terminal else None
         self._task = None
+        self._clock = clock
         self._name = ""
         self._started = 0.0
+        self._before: int | None = None
+        """Steps that were finished before the stage began: a resumed run has made them in an earlier sitting."""
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -41,24 +45,39 @@ class Progress:
 
     def stage(self, name: str) -> None:
         """Begin a stage, whose length is not known yet."""
-        self._name, self._started = name, time.perf_counter()
+        self._name, self._started, self._before = name, self._clock(), None
         if self._bar is None:
             log.info("%s", name)
             return
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(name, total=None, note="", rate="")
+        self._task = self._bar.add_task(name, total=None, note="", pace="")
 
     def update(self, done: int, total: int, note: str) -> None:
-        """Tell of a finished step.
+        """Tell of a finished step; each of them is told of.
 
         Args:
             done: steps finished.
             total: steps of the stage.
             note: shown beside.
         """
+        if self._before is None:
+            self._before = done - 1
+        seconds = max(self._clock() - self._started, 1e-9) / (done - self._before)  # per step
+        pace = f"{_rate(seconds)}, {_duration((total - done) * seconds)} left"
         if self._bar is None:
-            log.info("%s %d/%d: %s", self._name, done, total, note)
+            log.info("%s %d/%d: %s (%s)", self._name, done, total, note, pace)
             return
-        rate = f"{done / max(time.perf_counter() - self._started, 1e-9):.2f}/s"
-        self._bar.update(self._task, completed=done, total=total, note=note, rate=rate, refresh=True)
+        self._bar.update(self._task, completed=done, total=total, note=note, pace=pace, refresh=True)
+
+
+def _rate(seconds: float) -> str:
+    """Steps a second, or seconds a step where those are the larger number."""
+    return f"{1 / seconds:.1f}/s" if seconds < 1 else f"{seconds:.1f} s each"
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -35,11 +36,18 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: Path, report: dict) -> None:
-    """Write a report atomically; NaN and infinities, which JSON does not know, become null."""
+    """Write a report atomically; NaN and infinities, which JSON does not know, become null.
+
+    Args:
+        path: in a folder that exists.
+        report: of JSON's types and NumPy scalars.
+    """
     write_atomically(path, (json.dumps(_finite(report), indent=2, allow_nan=False) + "\n").encode())
 
 
 def _finite(value: object) -> object:
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -51,14 +59,10 @@ def print_report(report: dict, written: list[Path], console: Console | None = No
     """Print teacher, student and decoded file side by side, the layers, and what was written."""
     console = console or _console()
     console.print(_comparison(report))
-    layers = Table(title="Layers")
-    for name, justify in (("layer", "left"), ("weights", "right"), ("density", "right"), ("bits", "right"),
-                          ("bytes", "right")):
-        layers.add_column(name, justify=justify)
-    for layer in report["layers"]:
-        layers.add_row(layer["name"], f"{layer['weights']:,}", f"{layer['density']:.2%}", str(layer["bits"]),
-                       f"{layer['bytes']:,.0f}")
-    console.print(layers)
+    console.print(_layers(report))
+    seconds = report["seconds"]
+    stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
+    console.print(f"{report['evaluations']:,} evaluations, {sum(seconds.values()):.1f} s: {stages}", highlight=False)
     for path in written:
         console.print(f"wrote {path}", soft_wrap=True, highlight=False)
 
@@ -73,11 +77,27 @@ def _comparison(report: dict) -> Table:
     for name, value in report["divergence"].items():
         table.add_row(f"divergence, {name.replace('_', ' ')}", "0", f"{value:.4g}", f"{value:.4g}")
     size = BYTES_A_PARAMETER * report["parameters"]
-    table.add_row("sparsity", "0 %", f"{report['sparsity']:.2%}", f"{report['sparsity']:.2%}")
-    table.add_row("bits per survivor", "32", f"{report['bits_per_survivor']:.2f}", f"{report['bits_per_survivor']:.2f}")
+    table.add_row("sparsity", "0.00%", f"{report['sparsity']:.2%}", f"{report['sparsity']:.2%}")
+    table.add_row("bits per survivor", "32.00", f"{report['bits_per_survivor']:.2f}", f"{report['bits_per_survivor']:.2f}")
     table.add_row("bytes", f"{size:,}", "", f"{report['file_bytes']:,}")
-    table.add_row("ratio", "1x", "", f"{report['ratio']:.1f}x")
+    table.add_row("ratio", "1.0x", "", f"{report['ratio']:.1f}x")
     table.add_row("equals the student, bit for bit", "", "", "yes" if report["decoded_equals_student"] else "NO")
+    return table
+
+
+def _layers(report: dict) -> Table:
+    table = Table(title="Layers", show_footer=True)
+    weights = sum(layer["weights"] for layer in report["layers"])
+    size = sum(layer["bytes"] for layer in report["layers"])
+    for name, justify, footer in (("layer", "left", "all layers"), ("weights", "right", f"{weights:,}"),
+                                  ("density", "right", f"{1 - report['sparsity']:.2%}"), ("bits", "right", ""),
+                                  ("bits per survivor", "right", f"{report['bits_per_survivor']:.2f}"),
+                                  ("bytes", "right", f"{size:,.0f}")):
+        table.add_column(name, justify=justify, footer=footer)
+    for layer in report["layers"]:
+        survivors = layer["weights"] * layer["density"]
+        table.add_row(layer["name"], f"{layer['weights']:,}", f"{layer['density']:.2%}", str(layer["bits"]),
+                      f"{8 * layer['bytes'] / survivors:.2f}" if survivors else "-", f"{layer['bytes']:,.0f}")
     return table
 
 

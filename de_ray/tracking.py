@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -11,14 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from de_ray.config import TrackingConfig
+from de_ray.files import write_atomically
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
-HTTP_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-"""MLflow's own defaults keep a run waiting for minutes on a dead server. What the user has set stays."""
+SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+            "MLFLOW_DISABLE_TELEMETRY": "true"}
+"""MLflow's own defaults keep a run waiting for minutes on a dead server, and report its use to its makers. What the
+user has set stays."""
+CONNECT_SECONDS = 10
+"""Patience with a database server."""
+QUIET = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
+"""Loggers that would tell of each migration and of each retry."""
+PARAMS_A_CALL = 100
+"""MLflow's limit."""
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, object]:
@@ -33,11 +44,40 @@ def flatten(config: object, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-class Tracker:
-    """A run of an experiment, or nothing at all once tracking has failed or where it is turned off."""
+class Connection:
+    """A store and an experiment in it, shared by a run and its children; off after the first failure."""
 
-    def __init__(self, client: "MlflowClient | None", experiment: str = "", run: str = "") -> None:
-        self._client, self._experiment, self._run = client, experiment, run
+    def __init__(self) -> None:
+        self.client: MlflowClient | None = None
+        self.experiment = ""
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Turn tracking off when something fails, with a warning."""
+        try:
+            yield
+        # Whatever MLflow, its database or its server may raise: none of it is worth a run.
+        except Exception as error:
+            self.client = None
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("tracking with MLflow failed and is off for the rest of this run, which goes on: %s: %s",
+                        type(error).__name__, without_credentials(reason))
+
+
+class Tracker:
+    """A run of an experiment, or nothing at all once tracking has failed or where it is turned off.
+
+    Example:
+        tracker = Tracker.start(config.tracking, "digits", {"method": "directed"})
+        tracker.log_metrics({"divergence": 0.01}, step=1)
+        with tracker.child("trial 0") as trial:
+            trial.log_params({"widths": "4,4,3"})
+        tracker.end("FINISHED")
+    """
+
+    def __init__(self, connection: Connection, run: "Run | None") -> None:
+        self._connection = connection
+        self._run = run.info.run_id if run is not None else ""
 
     @classmethod
     def start(cls, config: TrackingConfig, name: str, tags: dict[str, str]) -> "Tracker":
@@ -48,49 +88,32 @@ class Tracker:
             name: of the run.
             tags: of the run.
         """
-        if not config.enabled:
-            return cls(None)
-        for key, value in HTTP_SETTINGS.items():
-            os.environ.setdefault(key, value)
-        tracker = cls(None)
-        with tracker._guarded():
-            from mlflow import MlflowClient
+        connection, run = Connection(), None
+        if config.enabled:
+            for key, value in SETTINGS.items():
+                os.environ.setdefault(key, value)
+            with connection.guarded():
+                client = _client(config.uri)
+                connection.experiment = _experiment(client, config)
+                run = client.create_run(connection.experiment, tags=tags, run_name=name)
+                connection.client = client
+        return cls(connection, run)
 
-            for chatty in ("mlflow", "alembic"):  # after the import, which sets their levels itself
-                logging.getLogger(chatty).setLevel(logging.WARNING)
-
-            uri = config.uri or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-            client = MlflowClient(uri)
-            found = client.get_experiment_by_name(config.experiment)
-            experiment = found.experiment_id if found else client.create_experiment(
-                config.experiment, None if config.uri else (Path.cwd() / "mlartifacts").as_uri())
-            run = client.create_run(experiment, tags=tags, run_name=name)
-            tracker = cls(client, experiment, run.info.run_id)
-        return tracker
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Turn tracking off at its first failure, with a warning."""
-        try:
-            yield
-        # Whatever MLflow, its database or its server may raise: none of it is worth a run.
-        except Exception as error:
-            self._client = None
-            # A URI may carry a password before its @.
-            reason = re.sub(r"//[^/@\s]*@", "//", f"{type(error).__name__}: {error}")
-            log.warning("tracking with MLflow failed and is off for the rest of this run, which goes on: %s", reason)
-
-    def _do(self, action: Callable[["MlflowClient"], object]) -> None:
-        if self._client is not None:
-            with self._guarded():
-                action(self._client)
+    def _do(self, action: Callable[["MlflowClient"], "Run | None"]) -> "Run | None":
+        if self._connection.client is not None:
+            with self._connection.guarded():
+                return action(self._connection.client)
+        return None
 
     def log_params(self, params: dict[str, object]) -> None:
-        """Log parameters in one call."""
+        """Log parameters; credentials in addresses are left out."""
         def action(client: "MlflowClient") -> None:
             from mlflow.entities import Param
 
-            client.log_batch(self._run, params=[Param(key, str(value)) for key, value in params.items()])
+            named = {_key(key): without_credentials(str(value)) for key, value in params.items()}
+            entries = [Param(key, value) for key, value in named.items()]
+            for start in range(0, len(entries), PARAMS_A_CALL):
+                client.log_batch(self._run, params=entries[start:start + PARAMS_A_CALL])
         self._do(action)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
@@ -99,7 +122,7 @@ class Tracker:
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
-            client.log_batch(self._run, metrics=[Metric(key, float(value), now, step)
+            client.log_batch(self._run, metrics=[Metric(_key(key), float(value), now, step)
                                                  for key, value in metrics.items()])
         self._do(action)
 
@@ -109,17 +132,15 @@ class Tracker:
 
     @contextlib.contextmanager
     def child(self, name: str) -> Iterator["Tracker"]:
-        """A nested run, ended with the context."""
-        nested = Tracker(None)
-
-        def action(client: "MlflowClient") -> None:
-            run = client.create_run(self._experiment, tags={"mlflow.parentRunId": self._run}, run_name=name)
-            nested.__init__(client, self._experiment, run.info.run_id)
-        self._do(action)
+        """A nested run, ended with the context: FINISHED, or FAILED where an exception leaves it."""
+        nested = Tracker(self._connection, self._do(lambda client: client.create_run(
+            self._connection.experiment, tags={"mlflow.parentRunId": self._run}, run_name=name)))
+        status = "FAILED"
         try:
             yield nested
+            status = "FINISHED"
         finally:
-            nested.end("FINISHED")
+            nested.end(status)
 
     def end(self, status: str) -> None:
         """End the run.
@@ -128,3 +149,85 @@ class Tracker:
             status: FINISHED, FAILED or KILLED.
         """
         self._do(lambda client: client.set_terminated(self._run, status))
+
+
+def without_credentials(text: str) -> str:
+    """A text whose addresses have lost what stands before their @, and passwords and tokens in their queries."""
+    return re.sub(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\"]*", r"\1...", re.sub(r"//\S*@", "//", text))
+
+
+def _key(name: str) -> str:
+    """A name of a parameter or metric that MLflow accepts: a layer's glob, say, has characters that it refuses."""
+    return re.sub(r"[^\w.:/ -]", "_", name)
+
+
+def _client(uri: str | None) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    for name, level in QUIET.items():  # after the import, which sets levels itself
+        logging.getLogger(name).setLevel(level)
+    if uri is None:
+        path = Path.cwd() / "mlflow.db"
+        if not path.exists():
+            _create_store(path)
+        uri = f"sqlite:///{path}"
+    if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
+        _try_database(uri)
+    return MlflowClient(uri)
+
+
+def _create_store(path: Path) -> None:
+    """Make an SQLite store in an instant and as a whole.
+
+    MLflow migrates a new store through its schema's history with a flush to disk at each step, which takes seconds, and
+    two runs that do so to one file at once break it. Hence it is made aside, without flushes, and then put into place.
+    """
+    from mlflow import MlflowClient
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def no_flush(connection: object, _: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
+        draft, complete = Path(folder) / "draft.db", Path(folder) / "complete.db"
+        event.listen(Engine, "connect", no_flush)
+        try:
+            MlflowClient(f"sqlite:///{draft}").get_experiment_by_name("Default")
+        finally:
+            event.remove(Engine, "connect", no_flush)
+        write_atomically(complete, draft.read_bytes())
+        # Unlike a rename, a link leaves alone what another run may have put there meanwhile. On a file system without
+        # links MLflow makes the store in its own slow way.
+        with contextlib.suppress(OSError):
+            os.link(complete, path)
+
+
+def _try_database(uri: str) -> None:
+    """Raise at once where a database cannot be opened: MLflow would try again for 100 seconds."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)  # as MLflow does
+    patience = {"connect_timeout": CONNECT_SECONDS} if uri.startswith(("postgresql", "mysql")) else {}
+    with create_engine(uri, poolclass=NullPool, connect_args=patience).connect():
+        pass
+
+
+def _experiment(client: "MlflowClient", config: TrackingConfig) -> str:
+    """The experiment's id; it is made where it is missing."""
+    from mlflow import MlflowException
+
+    found = client.get_experiment_by_name(config.experiment)
+    if found is not None:
+        return found.experiment_id
+    # A server knows where its artifacts go; beside the default store they go into the working folder.
+    artifacts = None if config.uri else (Path.cwd() / "mlartifacts").as_uri()
+    try:
+        return client.create_experiment(config.experiment, artifacts)
+    except MlflowException:
+        found = client.get_experiment_by_name(config.experiment)
+        if found is None:
+            raise
+        return found.experiment_id  # another run made it in between

@@ -55,7 +55,7 @@ def build_problem(config: ProblemConfig, seed: int) -> Problem:
     model = build_architecture(classifier.architecture)
     find_layers(model, config.include, config.exclude)  # a mistyped pattern need not wait for data and training
     data = classifier.load()
-    augment = augmentation(config.augment, data.train)
+    augment = augmentation(config.augment, data.train, config.augment_share)
     inputs, calibration = draw_inputs(data.train, config.calibration_size, config.inputs_size, seed, augment)
     teacher = obtain(model, config.name, data.train, data.train_labels, config.teacher).requires_grad_(False)
     return Problem(

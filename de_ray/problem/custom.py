@@ -46,7 +46,8 @@ def build_custom(config: ProblemConfig, seed: int) -> Problem:
     return problem_from_model(
         model, calibration, divergence=config.divergence, held_out=held_out, include=config.include,
         exclude=config.exclude, name=config.name, architecture=config.model, seed=seed,
-        calibration_size=config.calibration_size, inputs_size=config.inputs_size, augment=config.augment)
+        calibration_size=config.calibration_size, inputs_size=config.inputs_size, augment=config.augment,
+        augment_share=config.augment_share)
 
 
 def problem_from_model(
@@ -63,6 +64,7 @@ def problem_from_model(
     calibration_size: int = 1024,
     inputs_size: int = 0,
     augment: str = "none",
+    augment_share: float = 0.5,
 ) -> Problem:
     """A problem of a trained module and unlabelled inputs.
 
@@ -78,6 +80,7 @@ def problem_from_model(
         calibration_size: inputs on which candidates are evaluated; all of them where there are fewer.
         inputs_size: inputs that saliency and refit may use; 0: all.
         augment: none or shift.
+        augment_share: share of the inputs that augmentation changes.
 
     Raises:
         ValueError: for inputs or weights that are not finite, inputs that the model does not accept, patterns that
@@ -97,7 +100,7 @@ def problem_from_model(
                              f"{inputs.dtype} {list(inputs.shape[1:])}: expected the same")
     if calibration_size > len(inputs):
         log.info("calibration on all %d inputs, fewer than the %d asked for", len(inputs), calibration_size)
-    distort = augmentation(augment, inputs)
+    distort = augmentation(augment, inputs, augment_share)
     inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed, distort)
     teacher = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     check_finite(teacher)

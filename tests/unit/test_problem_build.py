@@ -86,7 +86,7 @@ def test_calibration_inputs_are_among_the_usable_ones_and_none_is_drawn_twice():
 def test_shift_moves_each_image_by_its_own_offset_and_fills_with_background():
     images = torch.full((400, 2, 9, 7), -0.5)
     images[:, 0, 4, 3], images[:, 1, 4, 3] = 1.0, 2.0
-    moved = shift(images, torch.Generator().manual_seed(0))
+    moved = shift(images, torch.Generator().manual_seed(0), 0.5)
     assert moved.shape == images.shape
     offsets = []
     for image in moved:
