@@ -63,7 +63,7 @@ def latest(folder: Path) -> Checkpoint | None:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 texts = file.metadata()
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not iterable itself
             if texts.pop("checksum") != _checksum(texts, tensors):
                 raise ValueError("its checksum does not match")
             meta, shapes = json.loads(texts["meta"]), json.loads(texts["shapes"])

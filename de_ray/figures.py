@@ -17,6 +17,8 @@ NAMED_LAYERS = 24
 NARROW = 7
 """Layers up to which their names stand upright."""
 MOST_BINS = 80
+LONGEST = 40
+"""Characters of a name over a histogram; the end of a longer one is shown."""
 SHOWN = 0.999
 """Share of the survivors that a histogram's axis spans, so that a few outliers do not flatten it."""
 
@@ -51,8 +53,8 @@ def _figure(width: float = 8, height: float = 4.5) -> Figure:
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def _tidy(axes: Axes, title: str, x: str, y: str, grid: str = "both") -> None:
-    axes.set_title(title, fontsize=10, loc="left", weight="bold")
+def _tidy(axes: Axes, title: str, x: str, y: str, grid: str = "both", size: int = 10) -> None:
+    axes.set_title(title, fontsize=size, loc="left", weight="bold" if size > 8 else "normal")
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
     axes.tick_params(labelsize=8)
@@ -104,7 +106,7 @@ def _layers(layers: list[dict]) -> Figure:
     _tidy(top, "Density by layer", "", "weights that survive", "y")
     widths = bottom.bar(places, [layer["bits"] for layer in layers], width=0.7, color=ORANGE)
     bottom.set_ylim(0, 9)
-    bottom.yaxis.set_major_locator(MaxNLocator(integer=True))
+    bottom.set_yticks(range(0, 9, 2))
     _tidy(bottom, "Bit-width by layer", "layer" if few else "layer, by its position in the network", "bits a survivor",
           "y")
     bottom.set_xlim(-0.7, len(layers) - 0.3)
@@ -140,9 +142,8 @@ def _levels(survivors: Survivors) -> Figure:
 def _histogram(axes: Axes, name: str, values: np.ndarray, levels: np.ndarray | None) -> None:
     """A histogram, and the levels as ticks below it, where they hide nothing however many they are."""
     levels = np.empty(0) if levels is None else levels
-    title = f"{name}: {len(values):,} survivors, {len(levels)} level{'' if len(levels) == 1 else 's'}"
-    _tidy(axes, title, "", "", "y")
-    axes.title.set_fontsize(8)
+    counts = f"{len(values):,} survivors, {len(levels)} level{'' if len(levels) == 1 else 's'}"
+    _tidy(axes, f"{name if len(name) <= LONGEST else '...' + name[3 - LONGEST:]}\n{counts}", "", "", "y", 8)
     axes.tick_params(labelsize=7)
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -151,8 +152,8 @@ def _histogram(axes: Axes, name: str, values: np.ndarray, levels: np.ndarray | N
         return
     low, high = np.quantile(values, [(1 - SHOWN) / 2, (1 + SHOWN) / 2])
     low, high = min(low, *levels, 0.0), max(high, *levels, 0.0)
-    counts, _, _ = axes.hist(values, bins=min(MOST_BINS, max(10, len(values) // 20)), range=(low, high), color=BLUE)
-    foot = -0.12 * counts.max()
+    heights, _, _ = axes.hist(values, bins=min(MOST_BINS, max(10, len(values) // 20)), range=(low, high), color=BLUE)
+    foot = -0.12 * heights.max()
     axes.vlines(levels, foot, 0.15 * foot, color=ORANGE, lw=1.2 if len(levels) < 32 else 0.6)
     axes.set_ylim(1.1 * foot, None)
 
@@ -184,5 +185,5 @@ def _pareto(trials: list[dict], chosen: dict) -> Figure:
 def _widths(widths: list[int]) -> str:
     """Bit-widths by layer: all of a few, the range of many."""
     if len(set(widths)) == 1:
-        return f"{widths[0]} bits"
+        return f"{widths[0]} bit{'' if widths[0] == 1 else 's'} in every layer"
     return f"{', '.join(map(str, widths))} bits" if len(widths) <= NARROW else f"{min(widths)} to {max(widths)} bits"

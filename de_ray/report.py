@@ -78,7 +78,8 @@ def _comparison(report: dict) -> Table:
         table.add_row(f"divergence, {name.replace('_', ' ')}", "0", f"{value:.4g}", f"{value:.4g}")
     size = BYTES_A_PARAMETER * report["parameters"]
     table.add_row("sparsity", "0.00%", f"{report['sparsity']:.2%}", f"{report['sparsity']:.2%}")
-    table.add_row("bits per survivor", "32.00", f"{report['bits_per_survivor']:.2f}", f"{report['bits_per_survivor']:.2f}")
+    bits = f"{report['bits_per_survivor']:.2f}"
+    table.add_row("coded bits per survivor", "32.00", bits, bits)
     table.add_row("bytes", f"{size:,}", "", f"{report['file_bytes']:,}")
     table.add_row("ratio", "1.0x", "", f"{report['ratio']:.1f}x")
     table.add_row("equals the student, bit for bit", "", "", "yes" if report["decoded_equals_student"] else "NO")
@@ -91,7 +92,7 @@ def _layers(report: dict) -> Table:
     size = sum(layer["bytes"] for layer in report["layers"])
     for name, justify, footer in (("layer", "left", "all layers"), ("weights", "right", f"{weights:,}"),
                                   ("density", "right", f"{1 - report['sparsity']:.2%}"), ("bits", "right", ""),
-                                  ("bits per survivor", "right", f"{report['bits_per_survivor']:.2f}"),
+                                  ("coded bits per survivor", "right", f"{report['bits_per_survivor']:.2f}"),
                                   ("bytes", "right", f"{size:,.0f}")):
         table.add_column(name, justify=justify, footer=footer)
     for layer in report["layers"]:

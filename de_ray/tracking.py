@@ -26,8 +26,9 @@ SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT
 user has set stays."""
 CONNECT_SECONDS = 10
 """Patience with a database server."""
-QUIET = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
-"""Loggers that would tell of each migration and of each retry."""
+QUIET = {"mlflow": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "alembic": logging.WARNING,
+         "urllib3.connectionpool": logging.ERROR}
+"""Loggers that would tell of each migration, of each retry, and with a traceback of what is raised anyway."""
 PARAMS_A_CALL = 100
 """MLflow's limit."""
 
@@ -57,7 +58,7 @@ class Connection:
         try:
             yield
         # Whatever MLflow, its database or its server may raise: none of it is worth a run.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.client = None
             reason = str(error).strip().partition("\n")[0]
             log.warning("tracking with MLflow failed and is off for the rest of this run, which goes on: %s: %s",

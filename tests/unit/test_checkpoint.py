@@ -1,6 +1,9 @@
 """Checkpoints: bit-equal, atomic, and damaged ones passed over."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,13 +40,47 @@ def test_only_the_newest_two_are_kept(tmp_path):
                                                                                 "step-0010.safetensors"]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:len(data) // 2], lambda data: b"", lambda data: b"\xff" * 40])
+def flipped(data, place):
+    """One bit of a file turned over."""
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1:]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: data[:len(data) // 2], lambda data: data[:-1], lambda data: b"", lambda data: b"\xff" * 40,
+    lambda data: flipped(data, len(data) - 1), lambda data: flipped(data, len(data) - 70),
+    lambda data: flipped(data, data.index(b"done") + 8), lambda data: flipped(data, data.index(b"mask"))],
+    ids=["half", "all but a byte", "empty", "foreign", "last bit", "a bit of a weight", "a bit of the meta",
+         "a bit of a name"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, damage):
     checkpoint.save_checkpoint(tmp_path, 1, tensors(), {"done": 1})
     newest = checkpoint.save_checkpoint(tmp_path, 2, tensors(), {"done": 2})
     newest.write_bytes(damage(newest.read_bytes()))
     assert checkpoint.latest(tmp_path).done == 1
     assert "step-0002" in caplog.text
+
+
+def test_where_every_checkpoint_is_damaged_there_is_none(tmp_path, caplog):
+    checkpoint.save_checkpoint(tmp_path, 1, tensors(), {}).write_bytes(b"")
+    assert checkpoint.latest(tmp_path) is None
+    assert "or to the start" in caplog.text
+
+
+def test_masks_take_a_bit_a_weight(tmp_path):
+    path = checkpoint.save_checkpoint(tmp_path, 1, {"mask": torch.ones(1000, 80, dtype=torch.bool)}, {})
+    assert path.stat().st_size < 10_000 + 400
+
+
+def test_a_process_killed_before_the_rename_leaves_the_old_and_the_next_write_cleans_up(tmp_path):
+    code = ("import os, signal, sys, torch; from pathlib import Path; from de_ray import checkpoint\n"
+            "checkpoint.save_checkpoint(Path(sys.argv[1]), 1, {'x': torch.ones(3)}, {'done': 1})\n"
+            "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "checkpoint.save_checkpoint(Path(sys.argv[1]), 2, {'x': torch.zeros(3)}, {'done': 2})")
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -signal.SIGKILL
+    folder = tmp_path / "checkpoint"
+    assert len(list(folder.iterdir())) == 2  # the old one and what the kill left
+    assert checkpoint.latest(tmp_path).done == 1
+    checkpoint.save_checkpoint(tmp_path, 2, {}, {})
+    assert sorted(path.name for path in folder.iterdir()) == ["step-0001.safetensors", "step-0002.safetensors"]
 
 
 def test_a_write_that_dies_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def weights():
             for shape, scale in (((30, 40), 0.02), ((20, 30), 0.1), ((10, 20), 0.3))]
 
 
-CONFIG = QuantizationConfig(placement="lloyd", tolerance=100.0)
+CONFIG = QuantizationConfig(placement="lloyd", tolerance=100.0, max_bits=6)
 
 
 def table_of(weights, pool, config=CONFIG):

@@ -1,15 +1,18 @@
-"""Reports, figures and progress as people see them."""
+"""Reports and figures as people see them."""
 
 import io
 import json
-import logging
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import image
 from rich.console import Console
 
 from de_ray.figures import draw_all
-from de_ray.progress import Progress
 from de_ray.report import print_report, versions, write_json
 
 
@@ -20,7 +23,8 @@ def report(layers=3):
     return {"problem": "digits", "method": "directed", "seed": 3, "parameters": 1000, "sparsity": 0.912, "file_bytes": 80,
             "ratio": 50.0, "bits_per_survivor": 5.5, "divergence": {"calibration": 0.001, "held_out": 0.0042},
             "teacher": {"accuracy": 98.5}, "student": {"accuracy": 98.25}, "decoded": {"accuracy": 98.25},
-            "decoded_equals_student": True, "history": history, "trials": trials, "chosen": trials[1],
+            "decoded_equals_student": True, "evaluations": 1234, "seconds": {"evolve": 7.25, "quantize": 1.0},
+            "history": history, "trials": trials, "chosen": trials[1],
             "layers": [{"name": f"layer{i}", "weights": 300 * (i + 1), "density": 0.1 / (i + 1), "bits": i % 8 + 1,
                         "bytes": 20.4} for i in range(layers)]}
 
@@ -34,9 +38,47 @@ def test_the_table_shows_teacher_student_and_file_side_by_side(tmp_path):
         assert expected in text
 
 
-def test_a_report_is_valid_json_even_with_nan(tmp_path):
-    write_json(tmp_path / "report.json", {"a": float("nan"), "b": [1.5, {"c": float("inf")}], "d": (1, "x")})
-    assert json.loads((tmp_path / "report.json").read_text()) == {"a": None, "b": [1.5, {"c": None}], "d": [1, "x"]}
+def test_a_layer_without_survivors_and_the_totals_are_in_the_table():
+    console = Console(file=io.StringIO(), width=110)
+    given = report()
+    given["layers"][1] |= {"density": 0.0, "bits": 0, "bytes": 0}
+    print_report(given, [], console)
+    text = console.file.getvalue()
+    assert "0.00%" in text and "all layers" in text and "1,800" in text  # 300 + 600 + 900 weights
+    assert "1,234 evaluations, 8.2 s: evolve 7.2 s, quantize 1.0 s" in text
+
+
+def test_a_file_that_is_not_the_student_is_told(tmp_path):
+    console = Console(file=io.StringIO(), width=110)
+    print_report(report() | {"decoded_equals_student": False}, [], console)
+    assert "NO" in console.file.getvalue()
+
+
+def test_where_there_is_no_terminal_the_report_is_plain_text(capsys):
+    print_report(report(75), [])
+    text = capsys.readouterr().out
+    assert "layer74" in text and "\x1b" not in text
+
+
+def test_a_report_is_valid_json_even_with_nan_and_numpy_scalars(tmp_path):
+    write_json(tmp_path / "report.json", {"a": float("nan"), "b": [1.5, {"c": float("inf")}], "d": (1, "x"),
+                                          "e": np.int64(3), "f": np.float32("nan"), "g": np.bool_(True)})
+    assert json.loads((tmp_path / "report.json").read_text()) == {
+        "a": None, "b": [1.5, {"c": None}], "d": [1, "x"], "e": 3, "f": None, "g": True}
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    write_json(tmp_path / "report.json", {"run": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "report.json", {"run": object()})
+
+    def full_disk(_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_json(tmp_path / "report.json", {"run": 2})
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['{\n  "run": 1\n}\n']
 
 
 def test_versions_name_what_a_result_depends_on():
@@ -52,30 +94,31 @@ def test_figures_are_drawn_for_few_and_for_many_layers(tmp_path, layers):
     paths = draw_all(tmp_path / "figures", report(layers), survivors)
     assert {path.name for path in paths} == {"course.png", "layers.png", "levels.png", "pareto.png"}
     for path in paths:
-        data = path.read_bytes()
-        assert data.startswith(b"\x89PNG") and len(data) > 8000
+        pixels = image.imread(path)
+        assert min(pixels.shape[:2]) > 300
+        assert len(np.unique((255 * pixels[..., :3]).astype(np.int64) @ [65536, 256, 1])) > 50  # colours: no blank page
+
+
+def test_figures_leave_out_what_a_logarithmic_axis_cannot_show(tmp_path):
+    given = report()
+    given["trials"][0]["divergence"] = float("inf")
+    given["trials"][3]["divergence"] = None  # as read back from JSON
+    given["layers"][0]["density"] = 0.0
+    for record in given["history"]:
+        record |= {"divergence": 0.0, "candidate_divergence": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(draw_all(tmp_path, given, {"fc": (np.ones(1), np.ones(1))})) == 4
+
+
+def test_figures_leave_no_trace_in_the_process(tmp_path):
+    code = ("import sys, numpy; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+            "from tests.unit.test_report import draw_all, report\n"
+            "draw_all(Path(sys.argv[2]), report(), {'fc': (numpy.ones(3), None)})\n"
+            "assert 'matplotlib.pyplot' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code, str(Path(__file__).parents[2]), str(tmp_path)], check=True)
 
 
 def test_a_fixed_width_has_no_front_to_draw(tmp_path):
     one = report() | {"trials": report()["trials"][:1]}
     assert "pareto.png" not in {path.name for path in draw_all(tmp_path, one, {"fc": (np.ones(3), None)})}
-
-
-def test_progress_is_a_line_of_log_a_step_where_there_is_no_terminal(caplog):
-    caplog.set_level(logging.INFO)
-    console = Console(file=io.StringIO(), force_terminal=False)
-    with Progress(console) as progress:
-        progress.stage("evolve")
-        progress.update(3, 20, "sparsity 40 %")
-    assert "evolve 3/20: sparsity 40 %" in caplog.text
-    assert console.file.getvalue() == ""
-
-
-def test_progress_shows_rate_and_time_left_on_a_terminal():
-    console = Console(file=io.StringIO(), force_terminal=True, width=140)
-    with Progress(console) as progress:
-        progress.stage("evolve")
-        progress.update(3, 20, "sparsity 40 %")
-        progress.stage("quantize")
-    text = console.file.getvalue()
-    assert "evolve" in text and "3/20" in text and "/s" in text and "quantize" in text

@@ -1,5 +1,9 @@
 """MLflow tracking: complete where it works, harmless where it does not."""
 
+import logging
+import os
+import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -8,7 +12,15 @@ import pytest
 from mlflow import MlflowClient
 
 from de_ray.config import Config, EvolutionConfig, TrackingConfig
-from de_ray.tracking import Tracker, flatten
+from de_ray.tracking import SETTINGS, Tracker, flatten, without_credentials
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What a tracker sets is taken back after each test."""
+    for key in SETTINGS:
+        monkeypatch.setenv(key, "")
+        monkeypatch.delenv(key)
 
 
 @pytest.fixture
@@ -54,24 +66,127 @@ def test_two_runs_in_one_process_do_not_mix(store):
         "first": ("1", "FAILED"), "second": ("2", "FINISHED")}
 
 
-def test_a_dead_server_warns_once_within_seconds_and_tells_no_password(store, caplog):
+def test_a_child_that_an_exception_leaves_has_failed_and_the_parent_goes_on(store):
+    tracker = Tracker.start(TrackingConfig(), "parent", {})
+    with pytest.raises(ZeroDivisionError), tracker.child("trial"):
+        raise ZeroDivisionError
+    tracker.end("FINISHED")
+    _, found = runs(store)
+    assert {run.info.run_name: run.info.status for run in found} == {"parent": "FINISHED", "trial": "FAILED"}
+
+
+def test_names_that_mlflow_refuses_and_more_than_its_limit_are_logged_all_the_same(store, caplog):
+    tracker = Tracker.start(TrackingConfig(), "run", {})
+    tracker.log_params({f"evolution.targets.layer{i}.*": i / 250 for i in range(250)})
+    tracker.log_metrics({"mAP@50": 61.5, "loss": float("inf")}, 3)
+    tracker.end("FINISHED")
+    _, (run,) = runs(store)
+    assert len(run.data.params) == 250 and run.data.params["evolution.targets.layer249._"] == "0.996"
+    assert run.data.metrics["mAP_50"] == 61.5
+    assert "failed" not in caplog.text
+
+
+def test_artifacts_go_beside_the_default_store(store, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "course.png").write_bytes(b"x")
+    tracker = Tracker.start(TrackingConfig(), "run", {})
+    tracker.log_artifact(tmp_path / "outputs" / "course.png", "figures")
+    assert [path.name for path in (tmp_path / "mlartifacts").rglob("figures/*")] == ["course.png"]
+
+
+def test_a_fresh_store_is_whole_quiet_and_made_in_seconds(store, tmp_path, capfd):
     started = time.monotonic()
-    tracker = Tracker.start(TrackingConfig(uri="http://user:hunter2@127.0.0.1:9"), "run", {})
+    Tracker.start(TrackingConfig(), "run", {}).end("FINISHED")
+    assert time.monotonic() - started < 15
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_processes_that_start_together_share_a_fresh_store(store, tmp_path):
+    code = ("from de_ray.config import TrackingConfig; from de_ray.tracking import Tracker; import sys\n"
+            "Tracker.start(TrackingConfig(), sys.argv[1], {}).end('FINISHED')")
+    started = [subprocess.Popen([sys.executable, "-c", code, str(i)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+               for i in range(2)]
+    assert [process.communicate()[1] for process in started] == ["", ""]
+    _, found = runs(store)
+    assert {(run.info.run_name, run.info.status) for run in found} == {(str(i), "FINISHED") for i in range(2)}
+
+
+def use(tracker):
+    """Everything that a run does with its tracker."""
     tracker.log_params({"x": 1})
     tracker.log_metrics({"y": 1.0}, 0)
     with tracker.child("trial") as child:
         child.log_params({"z": 1})
     tracker.end("FINISHED")
-    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("uri", ["http://user:hunter2@127.0.0.1:9", "http://user:hunter2%40@127.0.0.1:9/path",
+                                 "http://user:hun@ter2@127.0.0.1:9", "nonsense://user:hunter2@host",
+                                 "postgresql://user:hunter2@127.0.0.1:9/db", "sqlite:////proc/no/such.db",
+                                 "sqlite:////proc"])
+def test_a_store_that_cannot_be_reached_warns_once_within_seconds_and_tells_no_password(store, caplog, uri):
+    started = time.monotonic()
+    use(Tracker.start(TrackingConfig(uri=uri), "run", {}))
+    assert time.monotonic() - started < 15
+    assert len(caplog.records) == 1 and "tracking with MLflow failed" in caplog.text and "goes on" in caplog.text
+    assert "ter2" not in caplog.text
+
+
+def test_a_server_that_never_answers_is_given_up_after_the_time_that_the_user_has_set(store, caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        started = time.monotonic()
+        use(Tracker.start(TrackingConfig(uri=f"http://127.0.0.1:{server.getsockname()[1]}"), "run", {}))
+    assert time.monotonic() - started < 8
     assert caplog.text.count("tracking with MLflow failed") == 1
-    assert "hunter2" not in caplog.text
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
 
 
-def test_an_artifact_that_is_missing_ends_tracking_and_not_the_run(store, tmp_path, caplog):
+def test_a_store_that_breaks_in_the_middle_of_a_run_warns_once_for_the_run_and_its_children(store, tmp_path, caplog):
     tracker = Tracker.start(TrackingConfig(), "run", {})
-    tracker.log_artifact(tmp_path / "missing.png")
-    tracker.log_params({"x": 1})
-    assert "missing.png" in caplog.text
+    with tracker.child("first") as first:
+        with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+            connection.execute("DROP TABLE params")
+        first.log_params({"x": 1})
+        assert len(caplog.records) == 1 and "params" in caplog.text
+    use(tracker)
+    assert len(caplog.records) == 1
+
+
+def test_one_runs_failure_does_not_end_anothers_tracking(store, tmp_path, caplog):
+    first, second = (Tracker.start(TrackingConfig(), name, {}) for name in ("first", "second"))
+    first.log_artifact(tmp_path / "missing.png")
+    second.log_params({"x": 1})
+    second.end("FINISHED")
+    assert "missing.png" in caplog.text and len(caplog.records) == 1
+    _, found = runs(store)
+    assert {run.info.run_name: run.data.params for run in found} == {"first": {}, "second": {"x": "1"}}
+
+
+def test_a_tracking_uris_password_is_not_among_the_parameters(store):
+    tracker = Tracker.start(TrackingConfig(), "run", {})
+    tracker.log_params(flatten(Config(tracking=TrackingConfig(uri="https://user:hunter2@mlflow.example.org/x"))))
+    _, (run,) = runs(store)
+    assert run.data.params["tracking.uri"] == "https://mlflow.example.org/x"
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("cannot reach http://a:b@host:1/x, twice http://c@d:e@host", "cannot reach http://host:1/x, twice http://host"),
+    ("mysql://host/db?user=me&password=s3cret&ssl=1", "mysql://host/db?user=me&password=...&ssl=1"),
+    ("3 @ 4 // nothing to hide", "3 @ 4 // nothing to hide")])
+def test_credentials_are_taken_out_of_a_text_and_nothing_else(text, told):
+    assert without_credentials(text) == told
+
+
+def test_other_loggers_and_the_root_are_left_as_they_were(store):
+    before = [(logger.level, list(logger.handlers), logger.disabled)
+              for logger in (logging.getLogger(), logging.getLogger("de_ray"))]
+    Tracker.start(TrackingConfig(), "run", {})
+    assert before == [(logger.level, list(logger.handlers), logger.disabled)
+                      for logger in (logging.getLogger(), logging.getLogger("de_ray"))]
 
 
 def test_tracking_that_is_off_imports_no_mlflow(tmp_path):
