@@ -1,5 +1,6 @@
 """One run as a user sees it: a folder, progress, tracking, figures, the final table."""
 
+import dataclasses
 import logging
 import subprocess
 from dataclasses import asdict
@@ -10,12 +11,13 @@ from omegaconf import OmegaConf
 from de_ray.config import Config
 from de_ray.evolve import Record
 from de_ray.figures import draw_all
+from de_ray.files import write_atomically
 from de_ray.pipeline import Result, run
 from de_ray.problem.build import build_problem
 from de_ray.progress import Progress
 from de_ray.report import print_report, write_json
 from de_ray.schema import CONFIG_FILE
-from de_ray.tracking import Tracker, flatten
+from de_ray.tracking import Tracker, flatten, without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ def run_session(config: Config, folder: Path) -> Result:
     """
     problem = build_problem(config.problem, config.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_atomically(folder / CONFIG_FILE, _saved(config).encode())
     name = f"{problem.name} {config.evolution.method} {config.evolution.sparsity:.4g} seed {config.seed}"
     tracker = Tracker.start(config.tracking, name, {"problem": problem.name, "method": config.evolution.method,
                                                     "commit": _commit()})
@@ -75,6 +77,13 @@ def _write(result: Result, folder: Path) -> list[Path]:
     write_json(report, result.report)
     return [result.save(folder / STUDENT_FILE), report, folder / CONFIG_FILE,
             *draw_all(folder / "figures", result.report, result.survivors)]
+
+
+def _saved(config: Config) -> str:
+    """The configuration as YAML, without the password that a tracking URI may carry: the file is tracked too."""
+    uri = config.tracking.uri and without_credentials(config.tracking.uri)
+    shown = dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, uri=uri))
+    return OmegaConf.to_yaml(OmegaConf.structured(shown))
 
 
 def _final_metrics(report: dict) -> dict[str, float]:

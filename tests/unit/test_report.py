@@ -20,8 +20,9 @@ def report(layers=3):
     history = [{"cycle": i + 1, "sparsity": 0.1 * i, "divergence": 0.01 / (i + 1),
                 "candidate_divergence": 0.02 if i < 5 else None} for i in range(8)]
     trials = [{"widths": [w] * layers, "bytes": 100 * w, "divergence": 1 / w} for w in range(1, 5)]
-    return {"problem": "digits", "method": "directed", "seed": 3, "parameters": 1000, "sparsity": 0.912, "file_bytes": 80,
-            "ratio": 50.0, "bits_per_survivor": 5.5, "divergence": {"calibration": 0.001, "held_out": 0.0042},
+    return {"problem": "digits", "method": "directed", "seed": 3, "parameters": 1000, "sparsity": 0.912,
+            "file_bytes": 80, "ratio": 50.0, "bits_per_survivor": 5.5,
+            "divergence": {"calibration": 0.001, "held_out": 0.0042},
             "teacher": {"accuracy": 98.5}, "student": {"accuracy": 98.25}, "decoded": {"accuracy": 98.25},
             "decoded_equals_student": True, "evaluations": 1234, "seconds": {"evolve": 7.25, "quantize": 1.0},
             "history": history, "trials": trials, "chosen": trials[1],
