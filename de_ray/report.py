@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from de_ray.files import write_atomically
@@ -64,16 +65,16 @@ def print_report(report: dict, written: list[Path], console: Console | None = No
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
     console.print(f"{report['evaluations']:,} evaluations, {sum(seconds.values()):.1f} s: {stages}", highlight=False)
     for path in written:
-        console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+        console.print(f"wrote {escape(str(path))}", soft_wrap=True, highlight=False)
 
 
 def _comparison(report: dict) -> Table:
-    table = Table(title=f"{report['problem']}, {report['method']}, seed {report['seed']}")
+    table = Table(title=f"{escape(report['problem'])}, {escape(report['method'])}, seed {report['seed']}")
     table.add_column("")
     for who in ("teacher", "student", "decoded file"):
         table.add_column(who, justify="right")
     for name in report["teacher"]:
-        table.add_row(name, *(f"{report[who][name]:.2f}" for who in ("teacher", "student", "decoded")))
+        table.add_row(escape(name), *(f"{report[who][name]:.2f}" for who in ("teacher", "student", "decoded")))
     for name, value in report["divergence"].items():
         table.add_row(f"divergence, {name.replace('_', ' ')}", "0", f"{value:.4g}", f"{value:.4g}")
     size = BYTES_A_PARAMETER * report["parameters"]
@@ -97,7 +98,7 @@ def _layers(report: dict) -> Table:
         table.add_column(name, justify=justify, footer=footer)
     for layer in report["layers"]:
         survivors = layer["weights"] * layer["density"]
-        table.add_row(layer["name"], f"{layer['weights']:,}", f"{layer['density']:.2%}", str(layer["bits"]),
+        table.add_row(escape(layer["name"]), f"{layer['weights']:,}", f"{layer['density']:.2%}", str(layer["bits"]),
                       f"{8 * layer['bytes'] / survivors:.2f}" if survivors else "-", f"{layer['bytes']:,.0f}")
     return table
 
@@ -105,14 +106,14 @@ def _layers(report: dict) -> Table:
 def print_file_summary(path: str, summary: "FileSummary", console: Console | None = None) -> None:
     """Print a compressed file's tensors and totals."""
     console = console or _console()
-    table = Table(title=f"{path} ({summary.architecture or 'architecture not named'})")
+    table = Table(title=escape(f"{path} ({summary.architecture or 'architecture not named'})"))
     for name, justify in (("tensor", "left"), ("shape", "left"), ("weights", "right"), ("density", "right"),
                           ("levels", "right"), ("bits", "right"), ("bytes", "right")):
         table.add_column(name, justify=justify)
     for tensor in summary.tensors:
         bits = math.ceil(math.log2(tensor.levels)) if tensor.levels > 1 else tensor.levels
-        table.add_row(tensor.name, " x ".join(map(str, tensor.shape)), f"{tensor.weights:,}", f"{tensor.density:.2%}",
-                      str(tensor.levels), str(bits), f"{tensor.payload_bytes:,.0f}")
+        table.add_row(escape(tensor.name), " x ".join(map(str, tensor.shape)), f"{tensor.weights:,}",
+                      f"{tensor.density:.2%}", str(tensor.levels), str(bits), f"{tensor.payload_bytes:,.0f}")
     weights = sum(tensor.weights for tensor in summary.tensors)
     table.add_section()
     table.add_row("container", "", "", "", "", "", f"{summary.container_bytes:,}")

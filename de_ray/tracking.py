@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-            "MLFLOW_DISABLE_TELEMETRY": "true"}
-"""MLflow's own defaults keep a run waiting for minutes on a dead server, and report its use to its makers. What the
-user has set stays."""
+            "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+"""MLflow's own defaults keep a run waiting for minutes on a dead server, report its use to its makers, and print a
+server's address, with the password in it, as each run ends. What the user has set stays."""
 CONNECT_SECONDS = 10
 """Patience with a database server."""
 QUIET = {"mlflow": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "alembic": logging.WARNING,
@@ -169,12 +169,26 @@ def _client(uri: str | None) -> "MlflowClient":
         logging.getLogger(name).setLevel(level)
     if uri is None:
         path = Path.cwd() / "mlflow.db"
+        uri = _sqlite(path)
         if not path.exists():
             _create_store(path)
-        uri = f"sqlite:///{path}"
     if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
         _try_database(uri)
     return MlflowClient(uri)
+
+
+def _sqlite(path: Path) -> str:
+    """The address of an SQLite file.
+
+    Raises:
+        ValueError: it would be read as another file's, at which MLflow would try for 100 seconds.
+    """
+    from sqlalchemy.engine import make_url
+
+    uri = f"sqlite:///{path}"
+    if make_url(uri).database != str(path):
+        raise ValueError(f"{str(path)!r}: expected a path without ? and %; run in another folder, or set tracking.uri")
+    return uri
 
 
 def _create_store(path: Path) -> None:
@@ -194,7 +208,7 @@ def _create_store(path: Path) -> None:
         draft, complete = Path(folder) / "draft.db", Path(folder) / "complete.db"
         event.listen(Engine, "connect", no_flush)
         try:
-            MlflowClient(f"sqlite:///{draft}").get_experiment_by_name("Default")
+            MlflowClient(_sqlite(draft)).get_experiment_by_name("Default")
         finally:
             event.remove(Engine, "connect", no_flush)
         write_atomically(complete, draft.read_bytes())

@@ -12,8 +12,9 @@ import pytest
 from matplotlib import image
 from rich.console import Console
 
+from de_ray.codec.container import FileSummary, TensorSummary
 from de_ray.figures import draw_all
-from de_ray.report import print_report, versions, write_json
+from de_ray.report import print_file_summary, print_report, versions, write_json
 
 
 def report(layers=3):
@@ -53,6 +54,33 @@ def test_a_file_that_is_not_the_student_is_told(tmp_path):
     console = Console(file=io.StringIO(), width=110)
     print_report(report() | {"decoded_equals_student": False}, [], console)
     assert "NO" in console.file.getvalue()
+
+
+def test_names_and_paths_with_brackets_are_told_as_they_are(tmp_path):
+    console = Console(file=io.StringIO(), width=200)
+    given = report() | {"problem": "custom[a]", "teacher": {"top[5]": 1}, "student": {"top[5]": 1},
+                        "decoded": {"top[5]": 1}}
+    given["layers"][0]["name"] = "blocks[/0].fc"
+    path = tmp_path / "criteria=[obs]" / "student.der"
+    print_report(given, [path], console)
+    print_file_summary("[/x].der", FileSummary("net[b]", 100, 10, (TensorSummary("[red]w", (3, 4), 12, 0.5, 4, 5.0),)),
+                       console)
+    text = console.file.getvalue()
+    for expected in ("custom[a]", "top[5]", "blocks[/0].fc", str(path), "[/x].der (net[b])", "[red]w"):
+        assert expected in text
+
+
+def test_a_files_summary_ends_with_its_totals_and_ratio():
+    console = Console(file=io.StringIO(), width=110)
+    print_file_summary("a.der", FileSummary("", 1500, 300, (
+        TensorSummary("fc.weight", (10, 90), 900, 0.25, 15, 1100.0),
+        TensorSummary("fc.bias", (600,), 600, 0, 0, 100.0))), console)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines()
+            if line.startswith("│")]
+    assert rows == [["fc.weight", "10 x 90", "900", "25.00%", "15", "4", "1,100"],
+                    ["fc.bias", "600", "600", "0.00%", "0", "0", "100"],
+                    ["container", "", "", "", "", "", "300"], ["total", "", "1,500", "", "", "", "1,500"]]
+    assert "ratio 4.0x" in console.file.getvalue()
 
 
 def test_where_there_is_no_terminal_the_report_is_plain_text(capsys):

@@ -1,11 +1,14 @@
 """MLflow tracking: complete where it works, harmless where it does not."""
 
+import http.server
+import json
 import logging
 import os
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -143,6 +146,63 @@ def test_a_server_that_never_answers_is_given_up_after_the_time_that_the_user_ha
     assert time.monotonic() - started < 8
     assert caplog.text.count("tracking with MLflow failed") == 1
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """As much of an MLflow server as a run without artifacts talks to."""
+
+    def do_GET(self):
+        info = {"run_id": "r1", "run_uuid": "r1", "experiment_id": "1", "run_name": "run", "status": "RUNNING"}
+        body = json.dumps({"experiment": {"experiment_id": "1", "name": "de-ray", "lifecycle_stage": "active"},
+                           "run": {"info": info, "data": {}}, "run_info": info}).encode()
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.paths.append(self.path.partition("?")[0].rpartition("mlflow/")[2])
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as started:
+        started.paths = []
+        threading.Thread(target=started.serve_forever, daemon=True).start()
+        yield started
+        started.shutdown()
+
+
+def test_a_run_on_a_server_is_ended_there_and_prints_no_password(store, server, caplog, capfd):
+    use(Tracker.start(TrackingConfig(uri=f"http://user:hunter2@127.0.0.1:{server.server_port}"), "run", {}))
+    assert server.paths[-1] == "runs/update" and server.paths.count("runs/log-batch") == 3
+    assert capfd.readouterr() == ("", "") and caplog.text == ""
+
+
+def test_a_server_that_dies_in_the_middle_of_a_run_warns_once_within_seconds(store, server, caplog):
+    tracker = Tracker.start(TrackingConfig(uri=f"http://127.0.0.1:{server.server_port}"), "run", {})
+    server.shutdown()
+    server.server_close()
+    started = time.monotonic()
+    use(tracker)
+    assert time.monotonic() - started < 15
+    assert len(caplog.records) == 1 and "tracking with MLflow failed" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["what?", "50%41"])
+def test_a_working_folder_that_no_database_address_can_name_is_told_at_once(tmp_path, monkeypatch, caplog, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    started = time.monotonic()
+    use(Tracker.start(TrackingConfig(), "run", {}))
+    assert time.monotonic() - started < 5
+    assert len(caplog.records) == 1 and "set tracking.uri" in caplog.text
+    assert list((tmp_path / name).iterdir()) == []
 
 
 def test_a_store_that_breaks_in_the_middle_of_a_run_warns_once_for_the_run_and_its_children(store, tmp_path, caplog):
