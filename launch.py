@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from de_ray.evaluation.members import EvaluationError
 from de_ray.schema import register, resumed, to_config
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ def main(composed: DictConfig) -> float:
         from de_ray.session import run_session
 
         return run_session(config, folder).report["divergence"]["held_out"]
-    except (ValueError, OSError, OmegaConfBaseException) as error:
-        # A user's mistake is told in one line, which a traceback would hide; hydra.verbose=true shows both.
+    except (ValueError, OSError, OmegaConfBaseException, EvaluationError) as error:
+        # What users can mend is told in one line, which a traceback would hide; hydra.verbose=true shows both.
         log.debug("where it happened", exc_info=True)
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

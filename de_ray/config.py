@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs")
 DIVERGENCES = ("kl", "mse", "cosine")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 def require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -177,8 +178,22 @@ class PoolConfig:
     """CPU threads an evaluator, >= 1. Part of the result: other counts may round differently."""
     batch: int = 256
     """Calibration inputs a forward pass, >= 1."""
+    stack: int = 8
+    """Candidates of the same layers that share a pass, >= 1; also the most that travel in one task. Fewer where
+    `pool.cache_mb` has no room for them. Part of the result: other counts may round differently."""
+    cache_mb: int = 1024
+    """Megabytes of activations that an evaluator keeps between passes, and as many for a stack of candidates, >= 1."""
+    screen_precision: str = "float32"
+    """Of a race's first heat: float32, tf32 (GPUs alone) or bfloat16. Every later evaluation is float32."""
+    task_seconds: float = 900.0
+    """Seconds after which an actor that has not answered a task is taken for hung and replaced, > 0; its start and the
+    capture of the network count too."""
 
     def __post_init__(self) -> None:
+        require(self.stack >= 1, "pool.stack", self.stack, "at least 1")
+        require(self.cache_mb >= 1, "pool.cache_mb", self.cache_mb, "at least 1")
+        require_choice("pool.screen_precision", self.screen_precision, PRECISIONS)
+        require(self.task_seconds > 0, "pool.task_seconds", self.task_seconds, "a number above 0")
         require_choice("pool.kind", self.kind, ("ray", "serial"))
         require(self.actors >= 0, "pool.actors", self.actors, "0 (one a device) or more")
         require(self.gpus is None or self.gpus >= 0, "pool.gpus", self.gpus, "0 or more, or null to choose by itself")

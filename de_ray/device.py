@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from de_ray.config import require
 
@@ -21,6 +22,35 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(former)
+
+
+@contextmanager
+def precision(name: str, device: torch.device) -> Iterator[None]:
+    """Run a block's convolutions and products in another precision, then restore the former one.
+
+    Args:
+        name: float32, tf32 (float32 in and out with products of 10-bit mantissas; no effect on a CPU) or bfloat16.
+        device: where the block computes.
+    """
+    if name == "bfloat16":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    elif name == "tf32" and device.type == "cuda":
+        former = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = former
+    else:
+        yield
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; to a GPU from page-locked memory, without waiting for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -71,7 +71,8 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
             weights = [weight.cpu().numpy().copy() for weight in student.weights]
             with clock.stage("quantize"):
                 quantized = quantize(problem, config, student, pool, folder)
-            evaluations = pool.evaluations
+            evaluated = {"evaluations": pool.evaluations, "evaluator_peak_mb": pool.peak_mb(),
+                         "saved_evaluations": sum(record["saved_evaluations"] for record in history)}
         with clock.stage("encode"):
             data = codec.encode(quantized.tensors, quantized.raw, problem.architecture)
             state = codec.decode(data)
@@ -83,14 +84,15 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                 "divergence": measured["divergence"], "teacher": problem.metrics(problem.teacher), "pruned": pruned,
                 "student": measured["metrics"], "decoded": problem.metrics(decoded), "decoded_equals_student": True,
                 "history": history}
-    report |= {"evaluations": evaluations, "seconds": clock.seconds, "seed": config.seed, "versions": versions()}
+    report |= {**evaluated, "seconds": clock.seconds, "seed": config.seed, "versions": versions()}
     return Result(data, report, decoded.cpu(), _survivors(problem, weights, quantized))
 
 
 def fingerprint(problem: Problem, config: Config) -> dict:
     """What decides a run's result, for checkpoints: where and how fast it runs is left out."""
     fields = asdict(config)
-    for group, keys in {"pool": ("kind", "actors", "gpus"), "quantization": tuple(fields["quantization"])}.items():
+    irrelevant = {"pool": ("kind", "actors", "gpus", "task_seconds"), "quantization": tuple(fields["quantization"])}
+    for group, keys in irrelevant.items():
         for key in keys:
             del fields[group][key]
     for key in ("resume", "tracking", "device"):

@@ -16,9 +16,10 @@ def build_pool(problem: Problem, config: PoolConfig, student: Student, device: s
         student: the driver's, which replicas follow.
         device: of a serial pool's replica; Ray gives actors theirs.
     """
-    setup = ReplicaSetup(problem, config.batch, device, config.threads)
+    setup = ReplicaSetup(problem, config.batch, device, config.threads, config.cache_mb,
+                         config.screen_precision)
     if config.kind == "serial":
-        return SerialPool(setup)
+        return SerialPool(setup, config.stack)
     # Ray takes seconds to import, and a serial pool must work without it.
     from de_ray.evaluation.ray_pool import RayPool
 

@@ -5,7 +5,9 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from de_ray.evaluation.replica import Edit, Replica, ReplicaSetup
+from de_ray.evaluation.chunks import cut
+from de_ray.evaluation.edits import Edit
+from de_ray.evaluation.replica import Replica, ReplicaSetup
 from de_ray.evolution.candidate import Candidate
 from de_ray.student import Student
 
@@ -16,8 +18,18 @@ class Evaluator(Protocol):
     batches: int
     """Number of calibration batches."""
 
-    def evaluate(self, candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int]) -> np.ndarray:
-        """Mean divergence over the named batches: float64 [K], in the candidates' order, non-finite for failures."""
+    def evaluate(self, candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int],
+                 screening: bool = False) -> np.ndarray:
+        """Mean divergence of each candidate over the named batches.
+
+        Args:
+            candidates: K candidates.
+            batches: indices of calibration batches.
+            screening: whether a lower precision, where one is configured, is good enough.
+
+        Returns:
+            float64 [K], in the candidates' order, non-finite for failures.
+        """
         ...
 
 
@@ -43,23 +55,37 @@ class Pool(Evaluator, Protocol):
         """An evaluator on the same replicas for another process; see each pool."""
         ...
 
+    def peak_mb(self) -> list[float]:
+        """Peak resident memory by evaluator, in MB."""
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
 
 class SerialPool:
-    """One replica in this process."""
+    """One replica in this process.
 
-    def __init__(self, setup: ReplicaSetup) -> None:
+    Args:
+        setup: what the replica is built from.
+        stack: the most candidates that it is given at a time, >= 1.
+    """
+
+    def __init__(self, setup: ReplicaSetup, stack: int) -> None:
         self._replica = Replica(setup)
+        self._stack = stack
         self.batches = len(setup.batches)
         self.evaluations = 0
 
-    def evaluate(self, candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int]) -> np.ndarray:
+    def evaluate(self, candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int],
+                 screening: bool = False) -> np.ndarray:
         """See `Evaluator.evaluate`."""
         self.evaluations += len(candidates)
-        return self._replica.evaluate(candidates, batches)
+        fitness = np.full(len(candidates), np.nan)  # [K]
+        for indices in cut(candidates, self._stack):
+            fitness[indices] = self._replica.evaluate([candidates[k] for k in indices], batches, screening)
+        return fitness
 
     def commit(self, candidate: Candidate) -> None:
         """See `Pool.commit`."""
@@ -76,6 +102,10 @@ class SerialPool:
     def client(self) -> Evaluator:
         """This pool itself: its replica lives in this process."""
         return self
+
+    def peak_mb(self) -> list[float]:
+        """See `Pool.peak_mb`; of this process."""
+        return [self._replica.peak_mb()]
 
     def __enter__(self) -> Self:
         return self

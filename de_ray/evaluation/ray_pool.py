@@ -1,27 +1,28 @@
-"""Replicas in Ray actors, one a device. Actors that die are replaced and their candidates evaluated again."""
+"""Replicas in Ray actors, one a device. Actors that fail are replaced, and the pool follows the cluster's size."""
 
+import contextlib
 import logging
-from collections import deque
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayError
 
 from de_ray.config import PoolConfig
-from de_ray.evaluation.replica import Edit, Replica, ReplicaSetup
+from de_ray.evaluation.chunks import cut
+from de_ray.evaluation.edits import Edit
+from de_ray.evaluation.members import DEATHS_ALLOWED, RESUME, EvaluationError, Member
+from de_ray.evaluation.replica import Replica, ReplicaSetup
+from de_ray.evaluation.scatter import Scatter
 from de_ray.evolution.candidate import Candidate
 from de_ray.student import Student
 
-log = logging.getLogger(__name__)
+__all__ = ["EvaluationError", "RayClient", "RayPool", "ensure_ray"]
 
-TASKS_IN_FLIGHT = 2
-"""Tasks an actor: one runs while the next one waits at the actor."""
-TASKS_AN_ACTOR = 4
-"""Tasks into which an evaluation is cut for each actor, so that fast actors take over from slow ones."""
-DEATHS_ALLOWED = 3
-"""Actors that may die one after the other without any task finishing in between."""
+MUSTER_SECONDS = 30.0
+"""How long a client waits for actors that are still starting before it does without them."""
 
 
 def ensure_ray() -> None:
@@ -30,64 +31,54 @@ def ensure_ray() -> None:
         ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
 
 
-class EvaluationError(RuntimeError):
-    """A candidate could not be evaluated on any replica."""
-
-
-def scatter(actors: list[Any], candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int],
-            replace: Any) -> np.ndarray:
-    """Evaluate candidates on actors, a bounded number of tasks in flight, and place the answers by index.
-
-    Args:
-        actors: handles of `Replica` actors; a dead one's entry is replaced in place.
-        candidates: K candidates.
-        batches: indices of calibration batches.
-        replace: index of a dead actor -> a new handle.
-
-    Returns:
-        float64 [K].
+@contextlib.contextmanager
+def _memory_explained() -> Iterator[None]:
+    """Turn Ray's errors about a full store, disk or memory, where spilling did not help, into one that says what to do.
 
     Raises:
-        EvaluationError: a replica raised, or `DEATHS_ALLOWED` actors in a row died without an answer.
+        EvaluationError: instead of them.
     """
-    size = max(1, len(candidates) // (TASKS_AN_ACTOR * len(actors)))
-    todo = deque(range(start, min(start + size, len(candidates))) for start in range(0, len(candidates), size))
-    fitness = np.full(len(candidates), np.nan)
-    flying: dict[Any, tuple[int, range]] = {}
-    deaths = 0
-    while todo or flying:
-        for a, actor in enumerate(actors):
-            while todo and sum(owner == a for owner, _ in flying.values()) < TASKS_IN_FLIGHT:
-                chunk = todo.popleft()
-                flying[actor.evaluate.remote([candidates[k] for k in chunk], list(batches))] = (a, chunk)
-        ready, _ = ray.wait(list(flying), num_returns=1)
-        a, chunk = flying.pop(ready[0])
-        try:
-            fitness[chunk.start:chunk.stop] = ray.get(ready[0])
-            deaths = 0
-        except RayActorError as error:
-            deaths += 1
-            if deaths > DEATHS_ALLOWED:
-                raise EvaluationError(f"{deaths} replicas died one after the other, the last with: {error}") from error
-            log.warning("replica %d died; it is replaced and its candidates are evaluated again", a)
-            lost = [ref for ref, (owner, _) in flying.items() if owner == a]
-            todo.extendleft([chunk, *(flying.pop(ref)[1] for ref in lost)])
-            actors[a] = replace(a)
-        except RayTaskError as error:
-            raise EvaluationError(f"a replica could not evaluate a candidate: {error.cause!r}") from error
-    return fitness
+    try:
+        yield
+    except (ObjectStoreFullError, OutOfDiskError, OutOfMemoryError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EvaluationError(f"Ray has no room left ({type(error).__name__}: {reason}); free memory or disk space, "
+                              f"then {RESUME}") from error
 
 
 class RayClient:
-    """Evaluates on a pool's resident actors from another process, such as a Tune trial; owns no CPU itself."""
+    """Evaluates on a pool's resident actors from another process, such as a Tune trial; owns no CPU itself.
 
-    def __init__(self, actors: list[Any], batches: int) -> None:
-        self._actors = actors
+    Args:
+        actors: handles of the pool's `Replica` actors, which hold the driver's student.
+        batches: number of calibration batches.
+        config: of the pool.
+    """
+
+    starts_actors = False
+
+    def __init__(self, actors: list[Any], batches: int, config: PoolConfig) -> None:
+        self.members = [Member(actor) for actor in actors]
         self.batches = batches
+        self.task_seconds = config.task_seconds
+        self._stack = config.stack
 
-    def evaluate(self, candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int]) -> np.ndarray:
-        """See `Evaluator.evaluate`. A dead actor's tasks go to the next one: only the driver starts new actors."""
-        return scatter(list(self._actors), candidates, batches, lambda a: self._actors[(a + 1) % len(self._actors)])
+    def evaluate(self, candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int],
+                 screening: bool = False) -> np.ndarray:
+        """See `Evaluator.evaluate`. A lost actor's tasks go to the others: only the driver starts and kills actors."""
+        # Clients with a single candidate each, as Tune's trials are, must not all turn to the first actor.
+        start = os.getpid() % max(1, len(self.members))
+        self.members = self.members[start:] + self.members[:start]
+        with _memory_explained():
+            return Scatter(self, cut(candidates, self._stack), candidates, batches, screening).run()
+
+    def welcome(self, member: Member) -> None:
+        """See `Crew.welcome`; a client's actors have all started."""
+
+    def retire(self, member: Member) -> None:
+        """See `Crew.retire`; the driver finds out about the actor itself."""
+        if member in self.members:
+            self.members.remove(member)
 
 
 class RayPool:
@@ -95,47 +86,118 @@ class RayPool:
 
     Args:
         setup: travels through the object store once.
-        config: number of actors, their GPUs and threads.
-        student: the driver's; a replaced actor takes it over as it then is.
+        config: number of actors, their GPUs and threads, the size and time limit of tasks.
+        student: the driver's; an actor that starts later takes it over as it then is.
+        replica: class of the actors.
+
+    Raises:
+        ValueError: the cluster has no room for the configured actors.
     """
 
-    def __init__(self, setup: ReplicaSetup, config: PoolConfig, student: Student) -> None:
+    starts_actors = True
+
+    def __init__(self, setup: ReplicaSetup, config: PoolConfig, student: Student,
+                 replica: type[Replica] = Replica) -> None:
         ensure_ray()
         resources = ray.cluster_resources()
         cluster_gpus = resources.get("GPU", 0)
-        gpus = config.gpus if config.gpus is not None else float(cluster_gpus > 0)
-        if gpus > cluster_gpus:
-            raise ValueError(f"pool.gpus={gpus}: expected at most the cluster's {cluster_gpus:g} GPUs")
-        places = int(cluster_gpus / gpus) if gpus else int(resources.get("CPU", 1) / config.threads)
-        count = config.actors or max(1, places)
-        if count > places:
+        self._gpus = config.gpus if config.gpus is not None else float(cluster_gpus > 0)
+        if self._gpus > cluster_gpus:
+            raise ValueError(f"pool.gpus={self._gpus}: expected at most the cluster's {cluster_gpus:g} GPUs")
+        self._config = config
+        places = self._places()
+        if max(1, config.actors) > places:
             raise ValueError(f"pool.actors={config.actors}: expected at most {places}, which is what the cluster's "
                              f"{resources.get('CPU', 0):g} CPUs and {cluster_gpus:g} GPUs have room for with "
-                             f"pool.threads={config.threads} and pool.gpus={gpus:g}")
-        setup.device = "cuda" if gpus else "cpu"
-        self._actor_class = ray.remote(Replica).options(num_cpus=0 if gpus else config.threads, num_gpus=gpus)
-        self._setup = ray.put(setup)
+                             f"pool.threads={config.threads} and pool.gpus={self._gpus:g}")
+        setup.device = "cuda" if self._gpus else "cpu"
+        self._actor_class = ray.remote(replica).options(num_cpus=0 if self._gpus else config.threads,
+                                                        num_gpus=self._gpus)
+        with _memory_explained():
+            self._setup = ray.put(setup)
         self._student = student
+        self._student_moved = False  # until then new replicas, which hold the teacher, need nothing
+        self._state: Any = None  # the student in the object store, while new replicas of one evaluation need it
         self.batches = len(setup.batches)
         self.evaluations = 0
-        self._actors = [self._actor_class.remote(self._setup) for _ in range(count)]
+        self.task_seconds = config.task_seconds
+        self.members: list[Member] = []
+        self._grow()
 
-    def _replace(self, _: int) -> Any:
-        """A new actor that holds the driver's student."""
+    @property
+    def actors(self) -> list[Any]:
+        """Handles of the actors that have started."""
+        return [member.actor for member in self.members if member.ready]
+
+    def _places(self) -> int:
+        """Actors for which the cluster has room, as it is now."""
+        resources = ray.cluster_resources()
+        if self._gpus:
+            return int(resources.get("GPU", 0) / self._gpus)
+        return int(resources.get("CPU", 1) / self._config.threads)
+
+    def _grow(self) -> None:
+        """Start actors up to the configured number, or to what the cluster now has room for; does not wait for them.
+
+        An actor for which nothing is free stays in Ray's queue and starts when a node joins.
+        """
+        self._size = self._config.actors or max(1, self._places())
+        while len(self.members) < self._size:
+            self._start(losses=0)
+
+    def _start(self, losses: int) -> Member:
         actor = self._actor_class.remote(self._setup)
-        actor.load_state.remote(self._student.state())
-        return actor
+        member = Member(actor, ready=False, losses=losses)
+        member.push(actor.__ray_ready__.remote())
+        self.members.append(member)
+        return member
 
-    def evaluate(self, candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int]) -> np.ndarray:
+    def welcome(self, member: Member) -> None:
+        """See `Crew.welcome`."""
+        if self._student_moved:
+            self._state = self._state or ray.put(self._student.state())
+            member.push(member.actor.load_state.remote(self._state))
+        member.ready = True
+
+    def retire(self, member: Member) -> Member | None:
+        """See `Crew.retire`."""
+        if member not in self.members:
+            return None
+        self.members.remove(member)
+        ray.kill(member.actor)
+        losses = 0 if member.proven else member.losses + 1
+        # Where no actor ever comes to answer, something is wrong that a further one does not cure.
+        return self._start(losses) if len(self.members) < self._size and losses <= DEATHS_ALLOWED else None
+
+    def evaluate(self, candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int],
+                 screening: bool = False) -> np.ndarray:
         """See `Evaluator.evaluate`."""
         self.evaluations += len(candidates)
-        return scatter(self._actors, candidates, batches, self._replace)
+        with self._evaluation():
+            return Scatter(self, cut(candidates, self._config.stack), candidates, batches, screening).run()
+
+    @contextlib.contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        """Grow at first, and leave no copy of the student in the object store at last."""
+        try:
+            with _memory_explained():
+                self._grow()
+                yield
+        finally:
+            self._state = None
 
     def _broadcast(self, method: str, payload: Any) -> None:
-        """Call a method of every actor; each actor runs its tasks in order, so nothing needs to be awaited."""
-        reference = ray.put(payload)
-        for actor in self._actors:
-            getattr(actor, method).remote(reference)
+        """Call a method of every actor that has started; the others take over the whole student when they have.
+
+        Each actor carries out its calls in order, so nothing is awaited here. The next evaluation looks whether they
+        succeeded; the payload leaves the object store with the last of them.
+        """
+        self._student_moved = True
+        with _memory_explained():
+            reference = ray.put(payload)
+            for member in self.members:
+                if member.ready:
+                    member.push(getattr(member.actor, method).remote(reference))
 
     def commit(self, candidate: Candidate) -> None:
         """See `Pool.commit`."""
@@ -150,13 +212,30 @@ class RayPool:
         self._broadcast("load_state", student.state())
 
     def client(self) -> RayClient:
-        """A light object that travels to other processes."""
-        return RayClient(list(self._actors), self.batches)
+        """A light object that travels to other processes.
+
+        Raises:
+            EvaluationError: no actor could start.
+        """
+        with self._evaluation():
+            # Another process's calls are not queued behind the driver's: only actors that are up to date may go.
+            Scatter(self, [], [], [], False).muster(MUSTER_SECONDS)
+        return RayClient([member.actor for member in self.members if member.ready and not member.queue], self.batches,
+                         self._config)
+
+    def peak_mb(self) -> list[float]:
+        """See `Pool.peak_mb`; of the actors that have started and answer."""
+        peaks = []
+        for call in [actor.peak_mb.remote() for actor in self.actors]:
+            with contextlib.suppress(RayError):  # it died, which the next evaluation deals with
+                peaks.append(ray.get(call, timeout=self.task_seconds))
+        return peaks
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
+        if ray.is_initialized():  # else the session took its actors with it, and ray.kill would start another one
+            for member in self.members:
+                ray.kill(member.actor)
+        self.members = []

@@ -1,109 +1,123 @@
 """A resident student on one device, which evaluates candidates against the teacher."""
 
-import contextlib
+import logging
+import resource
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from de_ray.device import resolve_device, threads
-from de_ray.evolution.candidate import Candidate, ZeroingSet
+from de_ray.device import moved, resolve_device, threads
+from de_ray.evaluation.capture import CaptureError, capture
+from de_ray.evaluation.chunks import cut
+from de_ray.evaluation.edits import Edit
+from de_ray.evaluation.engine import Engine
+from de_ray.evaluation.full import FullForwards
+from de_ray.evolution.candidate import Candidate
 from de_ray.problem.base import Divergence, Layer, Problem
 from de_ray.student import Student
 
+log = logging.getLogger(__name__)
 
-class WeightEdit(Protocol):
-    """A change of one layer's weight other than a zeroing set, such as a choice of levels."""
-
-    layer: int
-
-    def apply(self, weight: Tensor) -> Tensor:
-        """The changed weight; the given one stays as it is."""
-        ...
-
-
-Edit = ZeroingSet | WeightEdit
+KILOBYTES = 1 if sys.platform == "linux" else 1024
+"""Unit of `ru_maxrss`: kilobytes, and bytes on macOS."""
 
 
 class ReplicaSetup:
     """What a replica is built from, without the inputs that only the driver needs; travels to actors once."""
 
-    def __init__(self, problem: Problem, batch: int, device: str, thread_count: int) -> None:
+    def __init__(self, problem: Problem, batch: int, device: str, thread_count: int, cache_mb: int = 1024,
+                 screen_precision: str = "float32") -> None:
         self.teacher: nn.Module = problem.teacher
         self.layers: tuple[Layer, ...] = problem.layers
         self.batches: tuple[Tensor, ...] = problem.calibration.split(batch)
         self.divergence: Divergence = problem.divergence
         self.device = device
         self.threads = thread_count
+        self.cache_mb = cache_mb
+        self.screen_precision = screen_precision
 
 
 class Replica:
-    """A student with the calibration batches and the teacher's outputs on them."""
+    """A student with the calibration batches and the teacher's outputs on them.
+
+    A network that cannot be run in parts is evaluated by full forward passes, with a warning that names it.
+    """
 
     def __init__(self, setup: ReplicaSetup) -> None:
         self.device = resolve_device(setup.device)
         self.threads = setup.threads
         self.divergence = setup.divergence
+        self._screen_precision = setup.screen_precision
         self.student = Student(setup.teacher, setup.layers, self.device)
-        self.batches = [batch.to(self.device) for batch in setup.batches]
+        self.batches = [moved(batch, self.device) for batch in setup.batches]
         with threads(self.threads), torch.inference_mode():
+            self._runner = self._build_runner(setup.cache_mb)
             # The student is still the teacher here, so that no second network is needed.
-            self.teacher_outputs = [self.student.module(batch) for batch in self.batches]
+            self.teacher_outputs = [self._unchanged(b) for b in range(len(self.batches))]
 
-    def evaluate(self, candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int]) -> np.ndarray:
+    def _build_runner(self, cache_mb: int) -> Engine | FullForwards:
+        try:
+            program = capture(self.student.module, self.batches[0])
+        except CaptureError as error:
+            log.warning("%s is evaluated by full forward passes, which is slower: %s",
+                        type(self.student.module).__name__, error)
+            return FullForwards(self.student, self.batches)
+        return Engine(program, self.student, self.batches, cache_mb)
+
+    def _unchanged(self, batch: int) -> object:
+        ((_, output),) = self._runner.outputs([self._runner.changes(())], batch, "float32")
+        # Cached activations may be dropped; the teacher's outputs stay.
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor.clone(), output)
+
+    def evaluate(self, candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int],
+                 screening: bool = False) -> np.ndarray:
         """Mean divergence of each candidate over the named calibration batches.
 
         Args:
-            candidates: K candidates; each is undone before the next one is tried.
+            candidates: K candidates; those of the same layers share passes. The student stays as it is.
             batches: indices of calibration batches.
+            screening: whether `pool.screen_precision` will do.
 
         Returns:
             float64 [K]; non-finite where a candidate's divergence is.
         """
+        totals = np.zeros(len(candidates))
         with threads(self.threads), torch.inference_mode():
-            return np.array([self._evaluate_one(candidate, batches) for candidate in candidates], np.float64)
+            for group in cut(candidates, max(1, len(candidates))):
+                self._runner.next_call()
+                changes = [self._runner.changes(candidates[k]) for k in group]
+                for b in batches:
+                    totals[group] += np.fromiter(self._divergences(changes, b, screening), np.float64, len(group))
+        return totals / sum(len(self.batches[b]) for b in batches)
 
-    def _evaluate_one(self, candidate: tuple[Edit, ...], batches: Sequence[int]) -> float:
-        total, samples = 0.0, 0
-        with self._edited(candidate):
-            for b in batches:
-                divergence = self.divergence(self.teacher_outputs[b], self.student.module(self.batches[b]))  # [N]
-                total += float(divergence.double().sum())
-                samples += len(divergence)
-        return total / samples
-
-    @contextlib.contextmanager
-    def _edited(self, candidate: tuple[Edit, ...]) -> Iterator[None]:
-        """Carry out a candidate's edits for the time of the context."""
-        undo = []
-        try:
-            for edit in candidate:
-                weight = self.student.weights[edit.layer].data
-                if isinstance(edit, ZeroingSet):
-                    changed = torch.from_numpy(np.concatenate([edit.zero, edit.revive])).to(self.device)
-                    flat = weight.view(-1)
-                    undo.append((flat, changed, flat[changed]))
-                    flat[changed[:len(edit.zero)]] = 0.0
-                    revived = changed[len(edit.zero):]
-                    flat[revived] = self.student.dormant[edit.layer].view(-1)[revived]
-                else:
-                    undo.append((weight, slice(None), weight.clone()))
-                    weight.copy_(edit.apply(weight))
-            yield
-        finally:
-            for tensor, index, values in reversed(undo):
-                tensor[index] = values
+    def _divergences(self, changes: Sequence, batch: int, screening: bool) -> Iterator[float]:
+        """Summed over a batch's samples, candidate by candidate."""
+        for count, output in self._runner.outputs(changes, batch, self._screen_precision if screening else "float32"):
+            teacher = self.teacher_outputs[batch]
+            if count > 1:
+                teacher = pytree.tree_map_only(Tensor, lambda one, k=count: torch.cat([one] * k), teacher)
+            divergence = self.divergence(teacher, output)  # [k * N]
+            yield from divergence.double().reshape(count, -1).sum(1).tolist()
 
     def commit(self, candidate: Candidate) -> None:
         """Carry out a candidate for good."""
         self.student.commit(candidate)
+        self._runner.committed(candidate)
 
     def set_values(self, values: dict[str, Tensor]) -> None:
         """Take over refitted survivors; see `Student.values`."""
         self.student.set_values(values)
+        self._runner.refitted()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over a whole student; see `Student.state`."""
         self.student.load_state(state)
+        self._runner.refitted()
+
+    def peak_mb(self) -> float:
+        """Most resident memory that this process has had, in megabytes."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 / KILOBYTES

@@ -11,8 +11,8 @@ from de_ray.evolution.saliency import SaliencyInputs, saliencies
 from de_ray.evolution.search import DirectedSearch
 from de_ray.evolution.space import Budget, SearchSpace
 
-Evaluate = Callable[[Sequence[Candidate], Sequence[int]], np.ndarray]
-"""(candidates, batches) -> float64 [K] mean divergence, in the candidates' order."""
+Evaluate = Callable[[Sequence[Candidate], Sequence[int], bool], np.ndarray]
+"""(candidates, batches, screening) -> float64 [K] mean divergence, in the candidates' order."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, evalua
     """
     masks = [mask.flatten().cpu().numpy() for mask in given.student.masks]
     scores = saliencies(config.criteria, given)
-    search = DirectedSearch(SearchSpace(scores, masks, budget), config, batches, rng)
+    search = DirectedSearch(SearchSpace(scores, masks, budget, config.regrow), config, batches, rng)
     while (request := search.ask()) is not None:
-        search.tell(evaluate(request.candidates, request.batches))
+        search.tell(evaluate(request.candidates, request.batches, request.screening))
     candidate, divergence = search.best()
     return Bred(candidate, divergence, search.saved_evaluations)

@@ -23,9 +23,12 @@ def smallest(keys: np.ndarray, k: int) -> np.ndarray:
     if k >= len(keys):
         return np.arange(len(keys))
     threshold = np.partition(keys, k - 1)[k - 1]
-    below = np.flatnonzero(keys < threshold)
-    ties = np.flatnonzero(keys == threshold)[:k - len(below)]
-    return np.sort(np.concatenate([below, ties]))
+    chosen = (keys <= threshold).nonzero()[0]
+    if len(chosen) > k:
+        below = (keys < threshold).nonzero()[0]
+        ties = (keys == threshold).nonzero()[0][:k - len(below)]
+        chosen = _join(below, ties)
+    return chosen
 
 
 def _join(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -37,7 +40,7 @@ def _without(members: np.ndarray, n: int) -> np.ndarray:
     """Positions of range(n) that are no members, ascending."""
     outside = np.ones(n, bool)
     outside[members] = False
-    return np.flatnonzero(outside)
+    return outside.nonzero()[0]
 
 
 def resize(members: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
@@ -57,12 +60,39 @@ def resize(members: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
     return _join(members, others[smallest(keys[others], k - len(members))])
 
 
-def swap(members: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
-    """Exchange the `count` members of greatest key for the `count` non-members of least key."""
+BAND = 8
+"""Entrants and leavers of a swap are drawn among as many times more of either, those nearest to changing sides."""
+
+
+def swap(members: np.ndarray, keys: np.ndarray, count: int, temperature: float = 0.0,
+         rng: np.random.Generator | None = None) -> np.ndarray:
+    """Exchange members of great key for non-members of little key.
+
+    Args:
+        members: sorted positions, a subset of range(n).
+        keys: [n].
+        count: of members to exchange, >= 0; fewer where there are fewer.
+        temperature: of the draw; 0 exchanges the very greatest for the very least.
+        rng: of the draw; needed at a temperature above 0.
+    """
     count = min(count, len(members), len(keys) - len(members))
+    if count == 0:
+        return members
     others = _without(members, len(keys))
-    kept = members[smallest(keys[members], len(members) - count)]
-    return _join(kept, others[smallest(keys[others], count)])
+    leavers = members[_draw(-keys[members], count, temperature, rng)]
+    entrants = others[_draw(keys[others], count, temperature, rng)]
+    inside = np.zeros(len(keys), bool)
+    inside[members] = inside[entrants] = True
+    inside[leavers] = False
+    return inside.nonzero()[0]
+
+
+def _draw(keys: np.ndarray, count: int, temperature: float, rng: np.random.Generator | None) -> np.ndarray:
+    """Positions of `count` small keys: Gumbel top-k among the smallest."""
+    if temperature == 0:
+        return smallest(keys, count)
+    band = smallest(keys, BAND * count)
+    return band[smallest(keys[band] - temperature * rng.gumbel(size=len(band)), count)]
 
 
 def cross(first: np.ndarray, second: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
@@ -87,21 +117,25 @@ def spread(weights: np.ndarray, room: np.ndarray, budget: int) -> np.ndarray:
         int64 [L].
     """
     # Water-filling: layers that would overflow are filled and the others share what is left.
-    full = np.zeros(len(room), bool)
-    while True:
+    share = budget * weights / max(weights.sum(), TINY)
+    full = share > room
+    while full.any():
         left = budget - int(room[full].sum())
         share = np.where(full, room, left * weights / max(weights[~full].sum(), TINY))
         over = ~full & (share > room)
         if not over.any():
             break
         full |= over
-    counts = np.floor(share).astype(np.int64)
+    counts = np.minimum(np.floor(share), room).astype(np.int64)
+    missing = budget - int(counts.sum())
+    if missing == 0:
+        return counts
     # Largest remainders get the units that rounding down left over.
-    for layer in np.argsort(-(share - counts), kind="stable"):
-        if counts.sum() == budget:
-            break
+    for layer in np.argsort(-(share - counts), kind="stable")[:missing]:
         counts[layer] += counts[layer] < room[layer]
-    for layer in np.argsort(-(room - counts), kind="stable"):
-        missing = budget - int(counts.sum())
-        counts[layer] += min(missing, int(room[layer] - counts[layer]))
+    missing = budget - int(counts.sum())
+    for layer in np.argsort(-(room - counts), kind="stable") if missing else ():
+        more = min(missing, int(room[layer] - counts[layer]))
+        counts[layer] += more
+        missing -= more
     return counts

@@ -47,6 +47,8 @@ class Request:
 
     candidates: list[Candidate]
     batches: list[int]
+    screening: bool = False
+    """Whether the answers only decide who is evaluated again: lower precision will do."""
 
 
 class DirectedSearch:
@@ -60,7 +62,7 @@ class DirectedSearch:
 
     Example:
         while (request := search.ask()) is not None:
-            search.tell(pool.evaluate(request.candidates, request.batches))
+            search.tell(pool.evaluate(request.candidates, request.batches, request.screening))
         best, fitness = search.best()
     """
 
@@ -117,7 +119,7 @@ class DirectedSearch:
         """Evaluate entrants, the first `spared` of them on all breeding batches whatever screening says; best first."""
         if self._screened < len(self._breeding) and len(entrants) > spared + 1:
             some = sorted(self._rng.choice(len(self._breeding), self._screened, replace=False).tolist())
-            entrants = yield from self._evaluate(entrants, some)
+            entrants = yield from self._evaluate(entrants, some, screening=True)
             rest = sorted(entrants[spared:], key=lambda one: one.fitness)
             finalists = (len(rest) + 1) // 2
             self.saved_evaluations += len(rest) - finalists
@@ -128,8 +130,8 @@ class DirectedSearch:
         return sorted([*entrants, *out], key=lambda one: one.rank_key)
 
     def _evaluate(self, ones: Sequence[Individual],
-                  batches: list[int]) -> Generator[Request, np.ndarray, list[Individual]]:
-        fitness = yield Request([self._candidate(one) for one in ones], batches)
+                  batches: list[int], screening: bool = False) -> Generator[Request, np.ndarray, list[Individual]]:
+        fitness = yield Request([self._candidate(one) for one in ones], batches, screening)
         full = batches == self._breeding
         return [replace(one, fitness=float(f), full=full) for one, f in zip(ones, fitness, strict=True)]
 
@@ -185,18 +187,16 @@ class DirectedSearch:
         members, revived = [], []
         for layer, quota in enumerate(quotas):
             keys = space.alive_keys(one.mix, layer)
-            perturbed = keys - temperature * rng.gumbel(size=len(keys)) if temperature else keys
-            back = self._regrow(one.mix, layer, int(space.room[layer] - quota))
+            back = self._regrow(one.mix, layer, int(space.room[layer] - quota), int(space.capacity[layer] - quota))
             chosen = resize(one.members[layer], keys, int(quota) + len(back))
-            members.append(swap(chosen, perturbed, round(config.swap * rng.random() * len(chosen))))
+            members.append(swap(chosen, keys, round(config.swap * rng.random() * len(chosen)), temperature, rng))
             revived.append(back)
         return Individual(one.mix, quotas, tuple(members), tuple(revived))
 
-    def _regrow(self, mix: np.ndarray, layer: int, survivors: int) -> np.ndarray:
-        """Positions of the zeroed parameters that a mutation brings back, the most salient first."""
+    def _regrow(self, mix: np.ndarray, layer: int, survivors: int, room: int) -> np.ndarray:
+        """Positions of the zeroed parameters that a mutation brings back, the most salient first; at most `room`."""
         dead = self._space.dead[layer]
-        count = min(round(self._config.regrow * self._rng.random() * survivors), len(dead),
-                    survivors)
+        count = min(round(self._config.regrow * self._rng.random() * survivors), len(dead), room)
         if count == 0:
             return np.empty(0, np.int64)
         keys = self._space.dead_keys(mix, layer)

@@ -1,11 +1,18 @@
 """What a cycle's search may choose from: survivors, their saliencies and the budget of zeros."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from de_ray.evolution.operators import TINY, smallest, spread
+
+CONTENDERS = 8
+"""Zeroed parameters that may come back, by each criterion, for each one that can."""
+REACH = 2
+"""Survivors that may be zeroed, by each criterion, for each one that the criterion's plain set zeroes."""
+LEAST_REACH = 64
+"""The same for layers of which plain sets take next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -27,32 +34,57 @@ class SearchSpace:
         saliency: criterion -> a float32 array [layer.size] a layer, >= 0.
         masks: a bool array [layer.size] a layer, True for survivors.
         budget: zeros to add.
+        revivals: at most this share of a layer's survivors comes back in a candidate, in [0, 1].
 
     Raises:
         ValueError: the budget asks for more zeros than there are survivors.
     """
 
     def __init__(self, saliency: Mapping[str, Sequence[np.ndarray]], masks: Sequence[np.ndarray],
-                 budget: Budget) -> None:
+                 budget: Budget, revivals: float = 1.0) -> None:
         self.criteria = tuple(saliency)
-        self.alive = [np.flatnonzero(mask) for mask in masks]
-        self.dead = [np.flatnonzero(~mask) for mask in masks]
-        self.sizes = np.array([len(mask) for mask in masks], np.int64)
-        self.room = np.array([len(alive) for alive in self.alive], np.int64)
         self.budget = budget
+        self.sizes = np.array([len(mask) for mask in masks], np.int64)
+        self.room = np.array([int(mask.sum()) for mask in masks], np.int64)
+        """int64 [L]: survivors."""
         free_room = int(self.room[~budget.bound].sum())
         if budget.free_total > free_room or (budget.fixed > self.room).any():
             raise ValueError(f"{budget.free_total} zeros asked for over all layers and {budget.fixed.tolist()} in "
                              f"bound ones, expected at most the {free_room} and {self.room.tolist()} survivors; "
                              "lower evolution.sparsity")
-        # Logarithms in units of each criterion's own spread, so that criteria can be mixed.
-        self._alive_scores, self._dead_scores = [], []
+        positions = [np.flatnonzero(mask) for mask in masks]
+        logs = self._standardized(saliency, positions)
+        plain = [self.quotas([log[i] for log, i in zip(of, positions, strict=True)]) for of in logs]
+        reach = np.minimum(self.room, REACH * np.max(plain, axis=0) + LEAST_REACH)
+        self.alive = [i[_union(smallest(log[layer][i], int(reach[layer])) for log in logs)]
+                      for layer, i in enumerate(positions)]
+        """Survivors that may be zeroed: those that any criterion counts among its least. Children are bred from these
+        alone, so that what a child costs depends on how much a cycle zeroes, not on the size of the network."""
+        self.dead = [self._returnable([log[layer] for log in logs], ~mask,
+                                      round(CONTENDERS * revivals * self.room[layer]))
+                     for layer, mask in enumerate(masks)]
+        """Zeroed parameters that may come back."""
+        self.capacity = np.array([len(alive) for alive in self.alive], np.int64)
+        self._alive_scores = [[log[i] for log, i in zip(of, self.alive, strict=True)] for of in logs]
+        self._dead_scores = [[log[i] for log, i in zip(of, self.dead, strict=True)] for of in logs]
+
+    def _standardized(self, saliency: Mapping[str, Sequence[np.ndarray]], positions: Sequence[np.ndarray]) -> list:
+        """Logarithms in units of each criterion's own spread over the survivors, so that criteria can be mixed."""
+        found = []
         for criterion in self.criteria:
             logs = [np.log(s + np.float32(TINY)) for s in saliency[criterion]]
-            everyone = np.concatenate([log[alive] for log, alive in zip(logs, self.alive, strict=True)])
+            everyone = np.concatenate([log[i] for log, i in zip(logs, positions, strict=True)])
             center, scale = float(np.median(everyone)), float(np.std(everyone)) or 1.0
-            self._alive_scores.append([(log[i] - center) / scale for log, i in zip(logs, self.alive, strict=True)])
-            self._dead_scores.append([(log[i] - center) / scale for log, i in zip(logs, self.dead, strict=True)])
+            found.append([(log - center) / scale for log in logs])
+        return found
+
+    @staticmethod
+    def _returnable(scores: Sequence[np.ndarray], dead: np.ndarray, count: int) -> np.ndarray:
+        """The most salient zeroed parameters by any criterion, ascending; the others are hopeless."""
+        positions = np.flatnonzero(dead)
+        if count == 0 or count >= len(positions):
+            return positions[:count]
+        return positions[_union(smallest(-score[positions], count) for score in scores)]
 
     @property
     def layers(self) -> int:
@@ -60,7 +92,7 @@ class SearchSpace:
         return len(self.sizes)
 
     def alive_keys(self, mix: np.ndarray, layer: int) -> np.ndarray:
-        """Mixed log saliency [survivors] of a layer's survivors.
+        """Mixed log saliency [capacity] of those survivors of a layer that may be zeroed.
 
         Args:
             mix: float [C], the criteria's weights.
@@ -69,20 +101,20 @@ class SearchSpace:
         return sum(m * scores[layer] for m, scores in zip(mix, self._alive_scores, strict=True) if m)
 
     def dead_keys(self, mix: np.ndarray, layer: int) -> np.ndarray:
-        """Mixed log saliency [zeroed] of a layer's zeroed parameters; see `alive_keys`."""
+        """Mixed log saliency of a layer's zeroed parameters that may come back; see `alive_keys`."""
         return sum(m * scores[layer] for m, scores in zip(mix, self._dead_scores, strict=True) if m)
 
     def quotas(self, keys: Sequence[np.ndarray]) -> np.ndarray:
         """Zeros a layer, int64 [L]: the bound layers' own, the others' as one threshold over all their keys puts them.
 
         Args:
-            keys: float [survivors] of each layer; see `alive_keys`.
+            keys: float of each layer; see `alive_keys`.
         """
         free = np.flatnonzero(~self.budget.bound)
         quotas = self.budget.fixed.copy()
         if len(free):
             everyone = np.concatenate([keys[layer] for layer in free])
-            owner = np.repeat(free, self.room[free])
+            owner = np.repeat(free, [len(keys[layer]) for layer in free])
             quotas += np.bincount(owner[smallest(everyone, self.budget.free_total)], minlength=self.layers)
         return quotas
 
@@ -96,7 +128,17 @@ class SearchSpace:
         free = ~self.budget.bound
         shifted = quotas.copy()
         if free.any():
-            room = self.room[free]
+            room, capacity = self.room[free], self.capacity[free]
             survivors = np.maximum((room - quotas[free]) * np.exp(log_shift[free]), TINY)
-            shifted[free] = room - spread(survivors, room, int(room.sum()) - self.budget.free_total)
+            wanted = room - spread(survivors, room, int(room.sum()) - self.budget.free_total)
+            within = np.minimum(wanted, capacity)
+            beyond = int((wanted - within).sum())
+            if beyond:  # what is out of a layer's reach goes to the others, by the reach that they have left
+                left = capacity - within
+                within += spread(left + TINY, left, beyond)
+            shifted[free] = within
         return shifted
+
+
+def _union(sets: Iterable[np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate(list(sets)))

@@ -49,10 +49,10 @@ def stretched(config: Config, factor: float) -> Config:
 def compare(arguments: argparse.Namespace, seed: int) -> dict[str, dict]:
     """All methods for a seed."""
     def configured(method: str) -> Config:
-        return compose([f"problem={arguments.problem}", f"evolution={method}", f"evolution.sparsity={arguments.sparsity}",
-                        f"evolution.cycles={arguments.cycles}", f"refit.steps={arguments.steps}",
-                        f"refit.final_steps={arguments.final_steps}", "refit.learning_rate=2e-3", "pool=serial",
-                        f"seed={seed}"])
+        return compose([f"problem={arguments.problem}", f"evolution={method}",
+                        f"evolution.sparsity={arguments.sparsity}", f"evolution.cycles={arguments.cycles}",
+                        f"refit.steps={arguments.steps}", f"refit.final_steps={arguments.final_steps}",
+                        "refit.learning_rate=2e-3", "pool=serial", f"seed={seed}"])
 
     problem = build_problem(configured("directed").problem, seed)
     found = {"directed": prune(problem, configured("directed"))}

@@ -117,6 +117,14 @@ def two_cpus():
     ray.shutdown()
 
 
+def fill(pool, count):
+    """Evaluate until `count` actors have started; returns their process ids."""
+    deadline = time.monotonic() + 60
+    while len(pool.actors) < count and time.monotonic() < deadline:
+        pool.evaluate([()], [0])
+    return [ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) for actor in pool.actors]
+
+
 @pytest.mark.parametrize("actors", [1, 2])
 def test_actors_give_the_serial_pools_numbers_bit_for_bit(two_cpus, actors):
     problem = branchy_problem()
@@ -144,11 +152,12 @@ def test_a_killed_actor_changes_no_fitness(two_cpus):
         student.commit(candidates[0])
         pool.commit(candidates[0])
         expected = pool.evaluate(candidates, [0])
-        victim = ray.get(pool._actors[0].__ray_call__.remote(lambda _: os.getpid()))
+        victim = fill(pool, 2)[0]
         os.kill(victim, signal.SIGKILL)
         np.testing.assert_array_equal(pool.evaluate(candidates, [0]), expected)
-        survivors = {ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) for actor in pool._actors}
+        survivors = set(fill(pool, 2))
         assert len(survivors) == 2 and victim not in survivors
+        np.testing.assert_array_equal(pool.evaluate(candidates, [0]), expected)
 
 
 def test_a_replica_that_raises_is_one_clear_error(two_cpus):
@@ -176,8 +185,7 @@ def test_no_actor_outlives_its_pool(two_cpus):
     problem = mlp_problem()
     with build_pool(problem, PoolConfig(actors=2), Student(problem.teacher, problem.layers)) as pool:
         assert isinstance(pool, RayPool)
-        pool.evaluate([()], [0])
-        pids = [ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) for actor in pool._actors]
+        pids = fill(pool, 2)
     deadline = time.monotonic() + 20
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -106,6 +106,7 @@ def test_racing_screens_on_fresh_batches_and_reports_what_it_saved():
     full = sum(len(r.candidates) for r in requests if len(r.batches) == 6)
     screened = sum(len(r.candidates) for r in requests if len(r.batches) < 6)
     assert search.saved_evaluations == screened - full > 0
+    assert all(r.screening == (len(r.batches) == 2) for r in requests)
 
 
 def test_a_candidate_of_nan_fitness_is_out():

@@ -1,0 +1,100 @@
+"""A network captured once as a functional graph, of which any part can be run by itself.
+
+`torch.export` with a dynamic batch size sees through branches, skips, shared modules and in-place operations, and names
+the weight that each operation reads.
+"""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from de_ray.evaluation.program import Program
+from de_ray.problem.base import Output
+from de_ray.problem.outputs import flatten
+
+PROBE = 4
+"""Inputs of a probe, of which halves are run as well: `torch.export` takes a batch of one for a constant."""
+RTOL = 1e-3
+"""Of the largest output, what two batch sizes may round apart. A network that mixes its samples is far beyond it."""
+
+
+class CaptureError(ValueError):
+    """The network cannot be run in parts."""
+
+
+def capture(module: nn.Module, inputs: Tensor) -> Program:
+    """Capture a network for any number of samples.
+
+    Args:
+        module: in eval mode. The program reads the parameters and buffers that it has now, wherever they change.
+        inputs: [N, ...] a batch that the module accepts, N >= 1.
+
+    Raises:
+        CaptureError: `torch.export` cannot follow the module, it fixes the number of samples, or its samples influence
+            each other, so that candidates could not be stacked along the batch axis.
+    """
+    some = inputs[:PROBE]
+    # Where there are few inputs, shifted ones make up the number: equal samples would not show that they are mixed.
+    probe = torch.cat([some, *(some.roll(shift, -1) for shift in range(1, PROBE))])[:PROBE]  # [N, ...]
+    try:
+        program = _exported(module, probe)
+        whole, parts = program.outputs(probe), [program.outputs(part) for part in probe.split(PROBE // 2)]
+        reference = module(probe)
+    except CaptureError:
+        raise
+    except Exception as error:  # noqa: BLE001 - export runs the user's code on proxies: anything may come out of it
+        raise CaptureError(f"torch.export cannot follow it: {str(error).strip().splitlines()[0]}") from error
+    _require_close(whole, reference, "its captured graph computes something else than the module")
+    apart = [torch.cat(pair) for pair in zip(*map(flatten, parts), strict=True)]
+    _require_close(whole, apart, "its samples influence each other")
+    return program
+
+
+def _exported(module: nn.Module, probe: Tensor) -> Program:
+    # Both log warnings of their own for networks that they handle, or whose errors are told here.
+    quiet = logging.getLogger("torch")
+    level = quiet.level
+    quiet.setLevel(logging.CRITICAL)
+    try:
+        exported = torch.export.export(module, (probe,), strict=False,
+                                       dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        # An empty table makes in-place operations functional and keeps convolutions and linear layers whole.
+        exported = exported.run_decompositions({})
+    finally:
+        quiet.setLevel(level)
+    signature = exported.graph_signature
+    tensors = dict(module.named_parameters(remove_duplicate=False))
+    tensors |= dict(module.named_buffers(remove_duplicate=False))
+    tensors |= exported.constants
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers,
+             **signature.inputs_to_lifted_tensor_constants}
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        raise CaptureError("it changes its buffers or its inputs")
+    state: dict[fx.Node, Tensor] = {}
+    given: list[fx.Node] = []
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in names:
+                state[node] = tensors[names[node.name]]
+            else:
+                given.append(node)
+    batch = given[0].meta["val"].shape[0]
+    if len(given) != 1 or not isinstance(batch, torch.SymInt) or not batch.node.expr.free_symbols:
+        raise CaptureError("it works for one number of samples only")
+    spec = exported.call_spec.out_spec
+    (results,) = next(node for node in exported.graph.nodes if node.op == "output").args
+    return Program(list(exported.graph.nodes)[:-1], given[0], state, list(results), _rebuild(spec), batch.node.expr)
+
+
+def _rebuild(spec: pytree.TreeSpec) -> Callable[[list], Output]:
+    return lambda values: pytree.tree_unflatten(values, spec)
+
+
+def _require_close(found: Output, expected: Output, otherwise: str) -> None:
+    for a, b in zip(flatten(found), flatten(expected), strict=True):
+        largest = float(b.detach().abs().max()) if b.numel() else 0.0
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=RTOL, atol=RTOL * largest, equal_nan=True):
+            raise CaptureError(otherwise)

@@ -1,0 +1,159 @@
+"""A captured network as a list of operations: what depends on what, and running the part that is asked for."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from de_ray.problem.base import Output
+
+Values = dict[fx.Node, Any]
+"""What nodes evaluated to: a tensor, or a tuple of tensors."""
+
+
+class Program:
+    """A functional graph with a free batch size.
+
+    Args:
+        nodes: placeholders and operations in an order in which they can run.
+        given: the placeholder of the network's inputs.
+        state: placeholder -> live parameter, buffer or constant.
+        results: the output's leaves: nodes, or constants.
+        rebuild: leaves -> the module's output.
+        batch: the symbol of the batch size in shapes.
+    """
+
+    def __init__(self, nodes: list[fx.Node], given: fx.Node, state: dict[fx.Node, Tensor], results: list[Any],
+                 rebuild: Callable[[list], Output], batch: Any) -> None:
+        self.nodes, self.given, self.state, self.results = nodes, given, state, results
+        self._rebuild, self._batch = rebuild, batch
+        self.result_nodes = [node for node in results if isinstance(node, fx.Node)]
+
+    # Dependencies.
+
+    def readers(self, tensor: Tensor) -> frozenset[fx.Node]:
+        """Placeholders that stand for a parameter."""
+        return frozenset(node for node, value in self.state.items() if value is tensor)
+
+    def dependents(self, sources: Collection[fx.Node]) -> list[fx.Node]:
+        """Operations that depend on `sources`, in order, `sources` left out."""
+        reached = set(sources)
+        found = []
+        for node in self.operations:
+            if any(one in reached for one in node.all_input_nodes):
+                reached.add(node)
+                found.append(node)
+        return found
+
+    @cached_property
+    def operations(self) -> list[fx.Node]:
+        """Nodes that compute something."""
+        return [node for node in self.nodes if node.op == "call_function"]
+
+    # Shapes.
+
+    def is_size(self, node: fx.Node) -> bool:
+        """Whether the node is a number that is computed from shapes."""
+        return not isinstance(node.meta["val"], (Tensor, tuple, list))
+
+    def size(self, node: fx.Node, samples: int) -> Any:
+        """The number that `is_size` tells of, for a batch of `samples`."""
+        value = node.meta["val"]
+        return self._number(value, samples) if isinstance(value, torch.SymInt) else value
+
+    def _number(self, value: Any, samples: int) -> int:
+        return int(value.node.expr.subs(self._batch, samples)) if isinstance(value, torch.SymInt) else int(value)
+
+    def shape(self, node: fx.Node, samples: int) -> tuple[int, ...]:
+        """Of a node's tensor, for a batch of `samples`."""
+        return tuple(self._number(length, samples) for length in node.meta["val"].shape)
+
+    def floats(self, node: fx.Node, samples: int) -> int:
+        """Values that a node holds, over all its tensors."""
+        held = node.meta["val"]
+        held = held if isinstance(held, (tuple, list)) else [held]
+        tensors = [one for one in held if isinstance(one, Tensor)]
+        return sum(torch.Size(self._number(n, samples) for n in one.shape).numel() for one in tensors)
+
+    def batch_axis(self, node: fx.Node) -> int | None:
+        """0 where samples lie along the first axis and nowhere else, None where the shape does not depend on them.
+
+        Raises:
+            LookupError: samples lie elsewhere.
+        """
+        shape = node.meta["val"].shape
+        along = [axis for axis, length in enumerate(shape)
+                 if isinstance(length, torch.SymInt) and self._batch in length.node.expr.free_symbols]
+        if not along:
+            return None
+        if along != [0] or shape[0].node.expr != self._batch:
+            raise LookupError(node.name)
+        return 0
+
+    # Running.
+
+    def outputs(self, inputs: Tensor) -> Output:
+        """What the module returns for `inputs` [N, ...]."""
+        return self.assemble(self.run(self.result_nodes, {self.given: inputs}, len(inputs)))
+
+    def assemble(self, values: Mapping[fx.Node, Any]) -> Output:
+        """The module's output from its leaves' values."""
+        return self._rebuild([values[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in self.results])
+
+    def run(self, targets: Iterable[fx.Node], given: Mapping[fx.Node, Any], samples: int,
+            keep: Callable[[fx.Node, Any], None] | None = None) -> Values:
+        """Compute nodes from others, and nothing that they do not need.
+
+        Args:
+            targets: nodes to compute.
+            given: values of nodes that are known.
+            samples: the batch size.
+            keep: told of every operation's value as it is computed.
+
+        Returns:
+            The targets' values.
+        """
+        targets = list(targets)
+        plan = self._needed(targets, given)
+        live: Values = {**self.state, **given}
+        last = last_uses(plan)
+        wanted = set(targets)
+        for node in plan:
+            live[node] = self.size(node, samples) if self.is_size(node) else self.call(node, live.__getitem__)
+            if keep is not None:
+                keep(node, live[node])
+            for done in last.get(node, ()):
+                if done not in wanted:
+                    del live[done]
+        return {node: live[node] for node in targets}
+
+    @staticmethod
+    def call(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
+        """Run one operation on the values of its arguments."""
+        return node.target(*map_arg(node.args, value_of), **map_arg(node.kwargs, value_of))
+
+    def _needed(self, targets: Iterable[fx.Node], given: Collection[fx.Node]) -> list[fx.Node]:
+        todo, needed = [node for node in targets if node not in given], set()
+        while todo:
+            node = todo.pop()
+            if node not in needed and node.op == "call_function":
+                needed.add(node)
+                if not self.is_size(node):
+                    todo.extend(one for one in node.all_input_nodes if one not in given)
+        return [node for node in self.operations if node in needed]
+
+
+def last_uses(plan: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """Operation -> those of `plan` that nothing after it reads."""
+    last: dict[fx.Node, list[fx.Node]] = {}
+    seen: set[fx.Node] = set()
+    computed = set(plan)
+    for node in reversed(plan):
+        for one in (node, *node.all_input_nodes):
+            if one in computed and one not in seen:
+                seen.add(one)
+                last.setdefault(node, []).append(one)
+    return last

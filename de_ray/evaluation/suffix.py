@@ -1,0 +1,176 @@
+"""What must be run again for candidates of given layers: the operations that depend on those layers' weights.
+
+K candidates share one pass: they are stacked along the batch axis, candidate by candidate, [K * N, ...]. Only the
+changed layers differ. Where such a layer's inputs are the same for all candidates, its result is y - (W . S_k) x, a
+sparse correction of a cached product; further down it is computed from each candidate's own inputs, and from the
+survivors alone where they are few. The dense form is taken wherever it is cheaper.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from de_ray.evaluation.edits import LayerChange
+from de_ray.evaluation.operations import WeightedOp, weighted_op
+from de_ray.evaluation.program import Program, Values, last_uses
+from de_ray.evaluation.sparse import add_products, samples_innermost
+
+FLOAT = 4
+"""Bytes."""
+
+
+class Suffix:
+    """The part of a program that depends on some layers.
+
+    Args:
+        program: the whole network.
+        readers: placeholders of each changed layer's weight.
+    """
+
+    def __init__(self, program: Program, readers: Mapping[int, frozenset[fx.Node]]) -> None:
+        self.program = program
+        self._layer_of = {node: layer for layer, nodes in readers.items() for node in nodes}
+        self.plan = program.dependents(self._layer_of)
+        self._last = last_uses(self.plan)
+        inside = set(self.plan)
+        ops = [(node, weighted_op(node)) for node in self.plan
+               if any(one in self._layer_of for one in node.all_input_nodes)]
+        # A weight that something else reads (a norm of it, say) is put in its place, one candidate at a time.
+        regular = all(op is not None and op.weight in self._layer_of and op.inputs not in self._layer_of
+                      and op.bias not in self._layer_of for _, op in ops)
+        self.ops = {node: op for node, op in ops} if regular else {}
+        self.roots = [op for op in self.ops.values() if op.inputs not in inside]
+        """Changed operations whose inputs are the same for all candidates."""
+        read = {one for node in self.plan for one in node.all_input_nodes} - inside - set(program.state)
+        self.cut = sorted((one for one in read if not program.is_size(one)), key=lambda one: one.name)
+        """Nodes outside whose values the suffix reads."""
+        self.constant = [node for node in program.result_nodes if node not in inside]
+        """Results that no candidate changes."""
+        self.stackable = regular and self._along_batch([*self.cut, *self.constant])
+
+    def _along_batch(self, nodes: Sequence[fx.Node]) -> bool:
+        try:
+            for node in nodes:
+                if isinstance(node.meta["val"], (tuple, list)):
+                    return False
+                self.program.batch_axis(node)
+        except LookupError:
+            return False
+        return True
+
+    @property
+    def needs(self) -> list[fx.Node]:
+        """Nodes whose values must be given to `run`."""
+        bases = [op.node for op in self.roots] if self.stackable else []
+        return list(dict.fromkeys([*self.cut, *self.constant, *bases]))
+
+    def bytes_a_candidate(self, samples: int) -> int:
+        """The most that a pass holds at once for each stacked candidate."""
+        size = {node: FLOAT * self.program.floats(node, samples) for node in self.plan}
+        # Values that are the same for all candidates are copied for each of them while they are read.
+        copied = {node: FLOAT * sum(self.program.floats(one, samples) for one in node.all_input_nodes
+                                    if one in self.cut and node not in self.ops) for node in self.plan}
+        held = peak = 0
+        for node in self.plan:
+            held += size[node]
+            peak = max(peak, held + copied[node])
+            held -= sum(size[done] for done in self._last.get(node, ()) if done not in self.program.result_nodes)
+        return peak + FLOAT * sum(self.program.floats(node, samples) for node in self.constant)
+
+    def run(self, changes: Sequence[Mapping[int, LayerChange]], given: Mapping[fx.Node, Any], innermost: Mapping,
+            samples: int) -> Values:
+        """The network's results under K candidates.
+
+        Args:
+            changes: of each candidate, by layer; one candidate unless the suffix is stackable.
+            given: values of `needs`, [N, ...] each.
+            innermost: root operation's node -> its inputs as `sparse.samples_innermost` lays them out.
+            samples: N.
+
+        Returns:
+            Values [K * N, ...] of the program's result nodes, candidate by candidate.
+        """
+        if not self.stackable:
+            (only,) = changes
+            with contextlib.ExitStack() as stack:
+                weights = {layer: stack.enter_context(change.applied()) for layer, change in only.items()}
+                edited = {node: weights[layer] for node, layer in self._layer_of.items()}
+                return self.program.run(self.program.result_nodes, {**given, **edited}, samples)
+        live: Values = dict(self.program.state)
+        copies: Values = {}
+        count = len(changes)
+
+        def value_of(node: fx.Node) -> Any:
+            if node in live:
+                return live[node]
+            if self.program.is_size(node):
+                return self.program.size(node, count * samples)
+            if node not in copies:
+                copies[node] = self._stacked(node, given[node], count)
+            return copies[node]
+
+        wanted = set(self.program.result_nodes)
+        for node in self.plan:
+            op = self.ops.get(node)
+            if op is None:
+                live[node] = self.program.call(node, value_of)
+            else:
+                mine = [change[self._layer_of[op.weight]] for change in changes]
+                bias = None if op.bias is None else value_of(op.bias)
+                live[node] = (self._below(op, mine, bias, live[op.inputs], samples) if op.inputs in live else
+                              self._at_root(op, mine, bias, given, innermost))
+            copies.clear()
+            for done in self._last.get(node, ()):
+                if done not in wanted:
+                    del live[done]
+        return {node: value_of(node) for node in self.program.result_nodes}
+
+    def _stacked(self, node: fx.Node, value: Any, count: int) -> Any:
+        """[N, ...] -> [K * N, ...], the same for all candidates."""
+        if count == 1 or self.program.batch_axis(node) is None:
+            return value
+        return pytree.tree_map_only(Tensor, lambda one: torch.cat([one] * count), value)
+
+    @staticmethod
+    def _at_root(op: WeightedOp, changes: Sequence[LayerChange], bias: Tensor | None, given: Mapping[fx.Node, Any],
+                 innermost: Mapping) -> Tensor:
+        """All candidates from the same inputs: corrections of the student's own result."""
+        base, inputs = given[op.node], given[op.inputs]
+        samples = len(base)
+        stacked = _empty((len(changes) * samples, *base.shape[1:]), base)
+        for k, change in enumerate(changes):
+            out = stacked[k * samples:(k + 1) * samples]
+            if change.delta is not None:
+                add_products(op, out, base, innermost[op.node], change.delta)
+            elif change.survivors is not None:
+                add_products(op, out, bias, innermost[op.node], change.survivors)
+            else:
+                with change.applied() as weight:
+                    out.copy_(op.run(inputs, weight, bias))
+        return stacked
+
+    def _below(self, op: WeightedOp, changes: Sequence[LayerChange], bias: Tensor | None, inputs: Tensor,
+               samples: int) -> Tensor:
+        """Each candidate from its own inputs."""
+        found = []
+        for part, change in zip(inputs.split(samples), changes, strict=True):
+            if change.survivors is not None:
+                out = _empty(self.program.shape(op.node, samples), part)
+                add_products(op, out, bias, samples_innermost(op, part), change.survivors)
+                found.append(out)
+            else:
+                with change.applied() as weight:
+                    found.append(op.run(part, weight, bias))
+        return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Room for a result in the layout of another tensor: convolutions and pooling follow their inputs' layout."""
+    last = like.ndim == len(shape) == 4 and not like.is_contiguous() and like.is_contiguous(
+        memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=like.dtype, device=like.device,
+                       memory_format=torch.channels_last if last else torch.contiguous_format)

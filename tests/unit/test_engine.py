@@ -1,0 +1,327 @@
+"""The engine: the same numbers as full forward passes, whatever the network, and nothing run or kept needlessly."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from de_ray.config import QuantizationConfig
+from de_ray.evaluation.activations import Activations
+from de_ray.evaluation.capture import CaptureError, capture
+from de_ray.evaluation.chunks import cut
+from de_ray.evaluation.engine import Engine
+from de_ray.evaluation.full import FullForwards
+from de_ray.evaluation.operations import WeightedOp
+from de_ray.evaluation.replica import Replica, ReplicaSetup
+from de_ray.evaluation.sparse import add_products, entries, samples_innermost
+from de_ray.evolution.candidate import ZeroingSet
+from de_ray.problem.custom import problem_from_model
+from de_ray.problem.measure import mean_divergence
+from de_ray.quantization.choose import choose
+from tests.networks import Branchy, mlp_problem
+
+
+class Shared(nn.Module):
+    """One convolution and one linear layer used twice, in-place activations, outputs in a nested container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding="same")
+        self.twice = nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect")
+        self.act = nn.LeakyReLU(0.1, inplace=True)
+        self.head = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> tuple:
+        x = self.act(self.stem(x))
+        x = x + self.act(self.twice(x))
+        x = self.act_again(self.twice(x))
+        pooled = x.mean((2, 3))
+        return self.head(pooled), [self.head(torch.tanh(pooled)), x]
+
+    def act_again(self, x: Tensor) -> Tensor:
+        return functional.silu(x, inplace=True)
+
+
+class Pyramid(nn.Module):
+    """Two scales, upsampled and concatenated, as YOLOv3 has them; a size that is read from the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.norm = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4)
+        self.coarse = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.up = nn.Conv2d(6, 2, 1)
+        self.small, self.large = nn.Conv2d(6, 5, 1), nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        fine = functional.leaky_relu(self.norm(self.fine(x)), 0.1)
+        coarse = functional.max_pool2d(functional.relu(self.coarse(fine)), 3, 1, 1)
+        up = functional.interpolate(self.up(coarse), scale_factor=2.0, mode="nearest")
+        return {"small": self.small(coarse).flatten(2).transpose(1, 2),
+                "large": self.large(torch.cat([up, fine], 1)).view(x.shape[0], 5, -1)}
+
+
+class Sequence(nn.Module):
+    """Convolutions in time and space, and attention over positions with a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = nn.Conv1d(5, 8, 4, stride=2, dilation=2, padding=3)
+        self.query, self.key, self.value = (nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.gelu(self.time(x)).transpose(1, 2)  # [N, L, 8]
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        x = x + functional.scaled_dot_product_attention(q, k, v)
+        return self.out(x).mean(1)
+
+
+class Volume(nn.Module):
+    """Three spatial axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv3d(2, 6, 3, padding=1), nn.Conv3d(6, 6, 2, stride=2, groups=3)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))).amax((2, 3, 4)))
+
+
+class Regularized(nn.Module):
+    """A weight that is read by more than its layer: no correction of the layer's result will do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.second(torch.relu(self.first(x)))
+        return y, y * self.first.weight.square().sum().sqrt()
+
+
+class Transposed(nn.Module):
+    """Samples that do not lie along the first axis everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.transpose(0, 1)  # [L, N, 6]
+        z = torch.relu(self.inner(y)) + y.mean(2, keepdim=True)
+        return self.outer(z).transpose(0, 1)
+
+
+FLOOR = 1e-12
+"""Mean squared differences of outputs near 1 that float32 cannot tell from rounding."""
+
+NETWORKS = {
+    "branchy": (Branchy, (3, 9, 9)), "shared": (Shared, (3, 8, 8)), "pyramid": (Pyramid, (3, 16, 16)),
+    "sequence": (Sequence, (5, 17)), "volume": (Volume, (2, 6, 6, 6)), "regularized": (Regularized, (6,)),
+    "transposed": (Transposed, (4, 6)),
+    "channels_last": (lambda: Branchy().to(memory_format=torch.channels_last), (3, 9, 9)),
+}
+
+
+def problem_of(name, samples=20):
+    build, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    return problem_from_model(build(), torch.randn(samples, *shape), divergence="mse")
+
+
+def sets(problem, layers, share, rng):
+    """Zeroing sets of a share of each of some layers."""
+    return tuple(ZeroingSet(int(layer), np.sort(rng.choice(size, max(1, round(share * size)), replace=False)))
+                 for layer in sorted(layers) for size in [problem.layers[layer].size])
+
+
+def naive(problem, candidate):
+    """Copy the weights, zero, full forward."""
+    model = copy.deepcopy(problem.teacher)
+    for change in candidate:
+        weight = model.get_submodule(problem.layers[change.layer].name).weight.data.contiguous()
+        weight.view(-1)[torch.from_numpy(change.zero)] = 0
+        model.get_submodule(problem.layers[change.layer].name).weight.data = weight
+    return mean_divergence(problem, model, problem.calibration)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.97])
+def test_each_layers_candidates_have_the_fitness_of_full_forwards(name, share):
+    problem = problem_of(name)
+    replica = Replica(ReplicaSetup(problem, 8, "cpu", 1))
+    assert isinstance(replica._runner, Engine)
+    rng = np.random.default_rng(0)
+    layers = range(len(problem.layers))
+    candidates = [sets(problem, [layer], share, rng) for layer in layers for _ in range(3)]
+    candidates += [sets(problem, rng.choice(len(layers), 2, replace=False), share, rng) for _ in range(4)]
+    candidates += [sets(problem, layers, share, rng) for _ in range(4)]
+    np.testing.assert_allclose(replica.evaluate(candidates, range(len(replica.batches))),
+                               [naive(problem, one) for one in candidates], rtol=1e-4, atol=FLOOR)
+
+
+@pytest.mark.parametrize("name", ["pyramid", "shared"])
+def test_numbers_stay_right_after_commits_and_refits(name):
+    problem = problem_of(name)
+    rng = np.random.default_rng(1)
+    layers = range(len(problem.layers))
+    candidates = [sets(problem, [layer], 0.1, rng) for layer in layers] + [sets(problem, layers, 0.1, rng)]
+    used = Replica(ReplicaSetup(problem, 8, "cpu", 1))
+    everything = range(len(used.batches))
+    for _ in range(3):
+        used.evaluate(candidates, everything)
+        used.commit(sets(problem, [int(rng.integers(len(layers)))], 0.05, rng))
+        expected = Replica(ReplicaSetup(problem, 8, "cpu", 1))
+        expected.load_state(used.student.state())
+        np.testing.assert_allclose(used.evaluate(candidates, everything), expected.evaluate(candidates, everything),
+                                   rtol=1e-4)
+        values = {key: value * 1.01 for key, value in used.student.values().items()}
+        used.set_values(values)
+        expected.set_values(values)
+        np.testing.assert_array_equal(used.evaluate(candidates, everything), expected.evaluate(candidates, everything))
+
+
+def test_only_what_depends_on_a_layer_is_run_again():
+    problem = problem_of("pyramid")
+    engine = Replica(ReplicaSetup(problem, 8, "cpu", 1))._runner
+    names = [layer.name for layer in problem.layers]
+    whole = len(engine.suffix((names.index("fine"),)).plan)
+    assert len(engine.suffix((names.index("large"),)).plan) <= 3 < whole
+    assert not {node.name for node in engine.suffix((names.index("up"),)).plan} & {"max_pool2d", "conv2d", "conv2d_1"}
+
+
+@pytest.mark.parametrize("network", [
+    # Control flow by values; samples that influence each other; another function for another number of samples.
+    type("Branching", (nn.Linear,), {"forward": lambda self, x: functional.linear(x, self.weight) * (
+        2 if float(x.sum()) > 0 else 1)}),
+    type("Mixing", (nn.Linear,), {"forward": lambda self, x: functional.linear(x - x.mean(0), self.weight)}),
+    type("Counting", (nn.Linear,), {"forward": lambda self, x: functional.linear(x, self.weight) / len(x)}),
+])
+def test_a_network_that_cannot_be_run_in_parts_is_named_and_evaluated_whole(network, caplog):
+    torch.manual_seed(0)
+    model = network(6, 3)
+    problem = problem_from_model(model, torch.randn(20, 6), divergence="mse")
+    with pytest.raises(CaptureError):
+        capture(model.eval(), problem.calibration[:4])
+    with caplog.at_level(logging.WARNING):
+        replica = Replica(ReplicaSetup(problem, 4, "cpu", 1))
+    assert isinstance(replica._runner, FullForwards) and type(model).__name__ in caplog.text
+    candidate = (ZeroingSet(0, np.array([1, 7])),)
+    expected = np.mean([naive_on(problem, candidate, batch) for batch in replica.batches])
+    assert replica.evaluate([candidate, ()], range(4)) == pytest.approx([expected, 0.0], rel=1e-5)
+
+
+def naive_on(problem, candidate, batch):
+    """As `naive`, for a network whose numbers depend on how samples are batched."""
+    with torch.no_grad():
+        model = copy.deepcopy(problem.teacher)
+        reference = model(batch)
+        model.weight.data.view(-1)[torch.from_numpy(candidate[0].zero)] = 0
+        return float(problem.divergence(reference, model(batch)).mean())
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_level_choices_are_evaluated_like_the_weights_that_they_stand_for(bits):
+    problem = problem_of("pyramid")
+    replica = Replica(ReplicaSetup(problem, 8, "cpu", 1))
+    replica.commit(sets(problem, range(len(problem.layers)), 0.95, np.random.default_rng(2)))
+    weights = [weight.numpy() for weight in replica.student.weights]
+    choices = tuple(choose(layer, weight, bits, QuantizationConfig()) for layer, weight in enumerate(weights))
+    model = copy.deepcopy(replica.student.module)
+    for layer, choice, weight in zip(problem.layers, choices, weights, strict=True):
+        model.get_submodule(layer.name).weight.data.copy_(torch.from_numpy(choice.dequantized(weight)))
+    expected = mean_divergence(problem, model, problem.calibration)
+    assert replica.evaluate([choices], range(len(replica.batches)))[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_small_cache_gives_the_same_numbers():
+    problem = problem_of("pyramid", samples=400)
+    rng = np.random.default_rng(3)
+    candidates = [sets(problem, [layer], 0.1, rng) for layer in range(len(problem.layers)) for _ in range(2)]
+    roomy, tight = (Replica(ReplicaSetup(problem, 64, "cpu", 1, cache_mb=size)) for size in (64, 1))
+    everything = range(len(roomy.batches))
+    for _ in range(2):
+        np.testing.assert_allclose(tight.evaluate(candidates, everything), roomy.evaluate(candidates, everything),
+                                   rtol=1e-5)
+    assert tight._runner._activations.held <= 2**20 < roomy._runner._activations.held
+
+
+def test_the_cache_keeps_what_the_present_call_wants_and_drops_what_only_earlier_calls_wanted():
+    cache, one = Activations(100), np.zeros(10, np.float32)  # 40 bytes
+    assert cache.put((0, "a"), one) and cache.put((1, "a"), one) and not cache.put((2, "a"), one)
+    cache.next_call()
+    assert cache.get((0, "a")) is one
+    assert cache.put((2, "a"), one)  # batch 1 was wanted by the first call alone
+    assert cache.known(0) == {"a"} and cache.known(1) == set() and cache.held == 80
+    cache.forget({"b"})
+    assert cache.held == 80
+    cache.forget()
+    assert cache.held == 0 and cache.get((0, "a")) is None
+
+
+def test_lower_precision_screens_and_leaves_everything_else_exact():
+    problem = mlp_problem()
+    exact, rough = (Replica(ReplicaSetup(problem, 64, "cpu", 1, screen_precision=name))
+                    for name in ("float32", "bfloat16"))
+    candidates = [sets(problem, [0, 1], 0.3, np.random.default_rng(seed)) for seed in range(4)]
+    expected = exact.evaluate(candidates, [0, 1])
+    screened = rough.evaluate(candidates, [0, 1], screening=True)
+    assert not np.array_equal(screened, expected) and np.allclose(screened, expected, rtol=0.1)
+    np.testing.assert_array_equal(rough.evaluate(candidates, [0, 1]), expected)
+    np.testing.assert_array_equal(exact.evaluate(candidates, [0, 1], screening=True), expected)
+
+
+def test_no_call_reaches_cuda_on_a_cpu(monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("CUDA was called")
+    for name in ("is_available", "device_count", "init", "current_device", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, forbidden)
+    problem = mlp_problem()
+    replica = Replica(ReplicaSetup(problem, 64, "cpu", 1))
+    assert replica.evaluate([sets(problem, [0], 0.1, np.random.default_rng(0))], [0])[0] > 0
+
+
+@given(layers=st.lists(st.lists(st.integers(0, 4), max_size=3, unique=True), max_size=30), stack=st.integers(1, 9))
+def test_tasks_hold_every_candidate_once_and_candidates_of_the_same_layers_alone(layers, stack):
+    candidates = [tuple(ZeroingSet(layer, np.array([0])) for layer in sorted(one)) for one in layers]
+    tasks = cut(candidates, stack)
+    assert sorted(k for task in tasks for k in task) == list(range(len(candidates)))
+    for task in tasks:
+        assert 1 <= len(task) <= stack and task == sorted(task)
+        assert len({tuple(edit.layer for edit in candidates[k]) for k in task}) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_sparse_correction_equals_the_dense_convolution(data):
+    spatial = data.draw(st.integers(1, 3))
+    groups = data.draw(st.sampled_from([1, 2]))
+    numbers = {name: tuple(data.draw(st.integers(low, high)) for _ in range(spatial)) for name, low, high in (
+        ("kernel_size", 1, 3), ("stride", 1, 3), ("padding", 0, 2), ("dilation", 1, 2), ("size", 5, 8))}
+    size = numbers.pop("size")
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[spatial](2 * groups, 3 * groups, groups=groups, bias=False,
+                                                               **numbers).requires_grad_(False)
+    filled = {key: (neutral,) * (3 - spatial) + numbers[key] for key, neutral in (("stride", 1), ("padding", 0),
+                                                                                  ("dilation", 1))}
+    op = WeightedOp(None, None, None, None, spatial, groups=groups, **filled)
+    inputs = torch.randn(5, 2 * groups, *size)
+    positions = np.sort(data.draw(st.permutations(range(conv.weight.numel())))[:data.draw(st.integers(0, 9))])
+    positions = positions.astype(np.int64)
+    base = conv(inputs)
+    change = torch.zeros_like(conv.weight)
+    change.view(-1)[positions] = torch.randn(len(positions))
+    found = torch.empty_like(base)
+    if spatial == 2 and data.draw(st.booleans()):
+        found = found.to(memory_format=torch.channels_last)
+    add_products(op, found, base, samples_innermost(op, inputs),
+                 entries(tuple(change.shape), positions, change.view(-1)[positions].numpy()))
+    conv.weight.add_(change)
+    torch.testing.assert_close(found, conv(inputs), rtol=1e-4, atol=1e-5)
