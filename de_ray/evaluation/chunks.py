@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from de_ray.evaluation.edits import Edit
 
+SHARES = 8
+"""Tasks of the same layers that there are at least, as far as there are candidates."""
+
 
 def cut(candidates: Sequence[tuple[Edit, ...]], stack: int) -> list[list[int]]:
     """Indices of candidates, by task.
@@ -18,10 +21,19 @@ def cut(candidates: Sequence[tuple[Edit, ...]], stack: int) -> list[list[int]]:
 
     Returns:
         Lists of at most `stack` ascending indices, each of candidates that change the same layers; every index of
-        range(K) once. Tasks of the earliest layers, the dearest, come first.
+        range(K) once. Fewer than `SHARES` full tasks are cut into as many, so that small generations
+        occupy several evaluators too. Tasks of the earliest layers, the dearest, come first.
     """
+    tasks = []
+    for group in by_layers(candidates):
+        size = min(stack, -(-len(group) // SHARES))
+        tasks += [group[start:start + size] for start in range(0, len(group), size)]
+    return tasks
+
+
+def by_layers(candidates: Sequence[tuple[Edit, ...]]) -> list[list[int]]:
+    """Ascending indices of candidates that change the same layers, the earliest layers first."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for k, candidate in enumerate(candidates):
         groups.setdefault(tuple(edit.layer for edit in candidate), []).append(k)
-    return [group[start:start + stack] for _, group in sorted(groups.items())
-            for start in range(0, len(group), stack)]
+    return [group for _, group in sorted(groups.items())]

@@ -39,8 +39,28 @@ class WeightedOp:
     def run(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operation itself: [N, ...] with any weight [R, ...]."""
         if self.spatial == 0:
-            return functional.linear(inputs, weight, bias)
+            return linear(inputs, weight, bias)
         return _RUN[self.spatial](inputs, weight, bias, *self.arguments)
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer, [N, D] -> [N, R], that keeps samples innermost in memory where they are.
+
+    A narrow product of a transposed matrix takes many times as long in the other order: 4.6 ms against 0.2 for 4,096
+    samples, 100 inputs and 10 outputs.
+    """
+    if inputs.ndim != 2 or inputs.is_contiguous() or not inputs.t().is_contiguous():
+        return functional.linear(inputs, weight, bias)
+    found = weight @ inputs.t()
+    return (found if bias is None else found.add_(bias[:, None])).t()
+
+
+_IN_ANY_LAYOUT = {aten.linear.default: linear, aten.view.default: aten.reshape.default}
+
+
+def call(node: fx.Node, *args, **kwargs):
+    """Run a node's operation on values that may be laid out in memory otherwise than where it was captured."""
+    return _IN_ANY_LAYOUT.get(node.target, node.target)(*args, **kwargs)
 
 
 def weighted_op(node: fx.Node) -> WeightedOp | None:

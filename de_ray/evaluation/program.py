@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from de_ray.evaluation.operations import call
 from de_ray.problem.base import Output
 
 Values = dict[fx.Node, Any]
@@ -133,7 +134,7 @@ class Program:
     @staticmethod
     def call(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
         """Run one operation on the values of its arguments."""
-        return node.target(*map_arg(node.args, value_of), **map_arg(node.kwargs, value_of))
+        return call(node, *map_arg(node.args, value_of), **map_arg(node.kwargs, value_of))
 
     def _needed(self, targets: Iterable[fx.Node], given: Collection[fx.Node]) -> list[fx.Node]:
         todo, needed = [node for node in targets if node not in given], set()

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from de_ray.device import moved, resolve_device, threads
 from de_ray.evaluation.capture import CaptureError, capture
-from de_ray.evaluation.chunks import cut
+from de_ray.evaluation.chunks import by_layers
 from de_ray.evaluation.edits import Edit
 from de_ray.evaluation.engine import Engine
 from de_ray.evaluation.full import FullForwards
@@ -87,7 +87,7 @@ class Replica:
         """
         totals = np.zeros(len(candidates))
         with threads(self.threads), torch.inference_mode():
-            for group in cut(candidates, max(1, len(candidates))):
+            for group in by_layers(candidates):
                 self._runner.next_call()
                 changes = [self._runner.changes(candidates[k]) for k in group]
                 for b in batches:

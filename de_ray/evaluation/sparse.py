@@ -97,6 +97,33 @@ def add_products(op: WeightedOp, out: Tensor, base: Tensor | None, inputs: np.nd
                            sums.reshape(len(sums), -1, len(target)), change.rows)
 
 
+def transposed_rows(out: np.ndarray, k: int, base: np.ndarray, inputs: np.ndarray, change: Entries) -> None:
+    """A linear layer's result with its samples innermost, so that nothing has to be transposed.
+
+    Args:
+        out: [R, K, N], of which the part of candidate k is written.
+        k: index of the candidate.
+        base: [R, N], the result without the change.
+        inputs: [D, N].
+        change: dW.
+    """
+    _rows(out, k, base, inputs, change.rows, change.starts, change.columns, change.values)
+
+
+@njit(nogil=True, cache=True)
+def _rows(out, k, base, inputs, rows, starts, columns, values):  # pragma: no cover - compiled
+    t = 0
+    for r in range(out.shape[0]):
+        target = out[r, k]
+        target[:] = base[r]
+        if t < len(rows) and rows[t] == r:
+            for e in range(starts[t], starts[t + 1]):
+                value, source = values[e], inputs[columns[e]]
+                for n in range(len(target)):
+                    target[n] += value * source[n]
+            t += 1
+
+
 BLOCK = 16
 """Samples that are transposed together: as many cache lines are written at a time."""
 

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
@@ -17,7 +18,7 @@ from torch.utils import _pytree as pytree
 from de_ray.evaluation.edits import LayerChange
 from de_ray.evaluation.operations import WeightedOp, weighted_op
 from de_ray.evaluation.program import Program, Values, last_uses
-from de_ray.evaluation.sparse import add_products, samples_innermost
+from de_ray.evaluation.sparse import add_products, samples_innermost, transposed_rows
 
 FLOAT = 4
 """Bytes."""
@@ -141,6 +142,8 @@ class Suffix:
         """All candidates from the same inputs: corrections of the student's own result."""
         base, inputs = given[op.node], given[op.inputs]
         samples = len(base)
+        if op.spatial == 0 and base.ndim == 2 and all(change.delta is not None for change in changes):
+            return _transposed(changes, base, innermost[op.node].reshape(inputs.shape[1], samples))
         stacked = _empty((len(changes) * samples, *base.shape[1:]), base)
         for k, change in enumerate(changes):
             out = stacked[k * samples:(k + 1) * samples]
@@ -166,6 +169,18 @@ class Suffix:
                 with change.applied() as weight:
                     found.append(op.run(part, weight, bias))
         return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def _transposed(changes: Sequence[LayerChange], base: Tensor, inputs: np.ndarray) -> Tensor:
+    """Corrections of a linear layer's result [N, R] for K candidates: [K * N, R], with samples innermost in memory.
+
+    Element-wise operations keep that layout, and a matrix product takes it as it is.
+    """
+    rows_first = base.t().contiguous().numpy()  # [R, N]
+    out = np.empty((base.shape[1], len(changes), len(base)), np.float32)
+    for k, change in enumerate(changes):
+        transposed_rows(out, k, rows_first, inputs, change.delta)
+    return torch.from_numpy(out).view(base.shape[1], -1).t()
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:

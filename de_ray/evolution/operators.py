@@ -61,7 +61,23 @@ def resize(members: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
 
 
 BAND = 8
-"""Entrants and leavers of a swap are drawn among as many times more of either, those nearest to changing sides."""
+"""Draws are made among as many times more keys than are drawn, the smallest."""
+
+
+def draw(keys: np.ndarray, count: int, temperature: float, rng: np.random.Generator | None) -> np.ndarray:
+    """Positions of `count` small keys, ascending: Gumbel top-k among the smallest.
+
+    Args:
+        keys: [n].
+        count: in [0, n].
+        temperature: 0 takes the very smallest.
+        rng: needed at a temperature above 0.
+    """
+    if temperature == 0 or count == 0:
+        return smallest(keys, count)
+    band = smallest(keys, BAND * count)
+    near = keys[band]
+    return band[smallest(near - temperature * rng.gumbel(size=len(near)), count)]
 
 
 def swap(members: np.ndarray, keys: np.ndarray, count: int, temperature: float = 0.0,
@@ -79,28 +95,22 @@ def swap(members: np.ndarray, keys: np.ndarray, count: int, temperature: float =
     if count == 0:
         return members
     others = _without(members, len(keys))
-    leavers = members[_draw(-keys[members], count, temperature, rng)]
-    entrants = others[_draw(keys[others], count, temperature, rng)]
+    leavers = members[draw(-keys[members], count, temperature, rng)]
+    entrants = others[draw(keys[others], count, temperature, rng)]
     inside = np.zeros(len(keys), bool)
     inside[members] = inside[entrants] = True
     inside[leavers] = False
     return inside.nonzero()[0]
 
 
-def _draw(keys: np.ndarray, count: int, temperature: float, rng: np.random.Generator | None) -> np.ndarray:
-    """Positions of `count` small keys: Gumbel top-k among the smallest."""
-    if temperature == 0:
-        return smallest(keys, count)
-    band = smallest(keys, BAND * count)
-    return band[smallest(keys[band] - temperature * rng.gumbel(size=len(band)), count)]
-
-
 def cross(first: np.ndarray, second: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
     """The parents' intersection, filled from the rest of their union, and beyond it only where that is too small."""
-    child = np.intersect1d(first, second, assume_unique=True)
+    in_first, in_second = (np.zeros(len(keys), bool) for _ in range(2))
+    in_first[first] = in_second[second] = True
+    child = (in_first & in_second).nonzero()[0]
     if len(child) >= k:
         return resize(child, keys, k)
-    rest = np.setxor1d(first, second, assume_unique=True)
+    rest = (in_first ^ in_second).nonzero()[0]
     child = _join(child, rest[smallest(keys[rest], k - len(child))])
     return resize(child, keys, k)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from de_ray.config import EvolutionConfig
 from de_ray.evolution.candidate import Candidate, ZeroingSet
-from de_ray.evolution.operators import cross, resize, smallest, swap
+from de_ray.evolution.operators import cross, draw, resize, smallest, swap
 from de_ray.evolution.space import SearchSpace
 
 
@@ -199,9 +199,7 @@ class DirectedSearch:
         count = min(round(self._config.regrow * self._rng.random() * survivors), len(dead), room)
         if count == 0:
             return np.empty(0, np.int64)
-        keys = self._space.dead_keys(mix, layer)
-        noise = self._config.temperature * self._rng.gumbel(size=len(dead))
-        return smallest(-keys - noise, count)
+        return draw(-self._space.dead_keys(mix, layer), count, self._config.temperature, self._rng)
 
     def _candidate(self, one: Individual) -> Candidate:
         space = self._space

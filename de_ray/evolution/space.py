@@ -65,8 +65,8 @@ class SearchSpace:
                      for layer, mask in enumerate(masks)]
         """Zeroed parameters that may come back."""
         self.capacity = np.array([len(alive) for alive in self.alive], np.int64)
-        self._alive_scores = [[log[i] for log, i in zip(of, self.alive, strict=True)] for of in logs]
-        self._dead_scores = [[log[i] for log, i in zip(of, self.dead, strict=True)] for of in logs]
+        self._alive_scores = [np.stack([of[layer][i] for of in logs]) for layer, i in enumerate(self.alive)]  # [C, n]
+        self._dead_scores = [np.stack([of[layer][i] for of in logs]) for layer, i in enumerate(self.dead)]
 
     def _standardized(self, saliency: Mapping[str, Sequence[np.ndarray]], positions: Sequence[np.ndarray]) -> list:
         """Logarithms in units of each criterion's own spread over the survivors, so that criteria can be mixed."""
@@ -98,11 +98,11 @@ class SearchSpace:
             mix: float [C], the criteria's weights.
             layer: index.
         """
-        return sum(m * scores[layer] for m, scores in zip(mix, self._alive_scores, strict=True) if m)
+        return mix.astype(np.float32) @ self._alive_scores[layer]
 
     def dead_keys(self, mix: np.ndarray, layer: int) -> np.ndarray:
         """Mixed log saliency of a layer's zeroed parameters that may come back; see `alive_keys`."""
-        return sum(m * scores[layer] for m, scores in zip(mix, self._dead_scores, strict=True) if m)
+        return mix.astype(np.float32) @ self._dead_scores[layer]
 
     def quotas(self, keys: Sequence[np.ndarray]) -> np.ndarray:
         """Zeros a layer, int64 [L]: the bound layers' own, the others' as one threshold over all their keys puts them.

@@ -82,7 +82,7 @@ def driver(population: int, generations: int, weights: int, density: float, seco
     spent = {"dispatched and gathered": 0.0, "bred": 0.0}
     evaluated = sent = 0
     with RayPool(setup, PoolConfig(actors=2, stack=32), Student(problem.teacher, problem.layers), Instant) as pool:
-        pool.evaluate([()], [0])
+        pool.evaluate([(ZeroingSet(0, np.arange(1)),)], [0])
         started = time.perf_counter()
         while time.perf_counter() - started < seconds:
             space = SearchSpace(saliency, masks, budget, config.regrow)
