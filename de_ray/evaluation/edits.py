@@ -64,10 +64,9 @@ class LayerChange:
         return self._weight.device.type == "cpu" and count * SPARSE_COST < self._weight.numel()
 
     def _difference(self) -> Entries:
+        delta = self._values - self._weight.view(-1)[self._indices]
         order = torch.argsort(self._indices)
-        positions = self._indices[order]
-        delta = self._values[order] - self._weight.view(-1)[positions]
-        return entries(tuple(self._weight.shape), positions.numpy(), delta.numpy())
+        return entries(tuple(self._weight.shape), self._indices[order].numpy(), delta[order].numpy())
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """A captured network as a list of operations: what depends on what, and running the part that is asked for."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ class Program:
         return self._number(value, samples) if isinstance(value, torch.SymInt) else value
 
     def _number(self, value: Any, samples: int) -> int:
-        return int(value.node.expr.subs(self._batch, samples)) if isinstance(value, torch.SymInt) else int(value)
+        return _substituted(value.node.expr, self._batch, samples) if isinstance(value, torch.SymInt) else int(value)
 
     def shape(self, node: fx.Node, samples: int) -> tuple[int, ...]:
         """Of a node's tensor, for a batch of `samples`."""
@@ -145,6 +145,11 @@ class Program:
                 if not self.is_size(node):
                     todo.extend(one for one in node.all_input_nodes if one not in given)
         return [node for node in self.operations if node in needed]
+
+
+@lru_cache(maxsize=4096)
+def _substituted(expression: Any, symbol: Any, number: int) -> int:
+    return int(expression.subs(symbol, number))
 
 
 def last_uses(plan: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

@@ -43,11 +43,16 @@ def entries(shape: tuple[int, ...], positions: np.ndarray, values: np.ndarray) -
         positions: int64 [E], ascending, distinct.
         values: float32 [E].
     """
-    kernel = (1,) * (SPATIAL + 2 - len(shape)) + tuple(shape[2:])
-    row, column, *offsets = np.unravel_index(positions, (shape[0], shape[1], *kernel))
-    rows, starts = np.unique(row, return_index=True)
-    return Entries(rows.astype(np.int64), np.append(starts, len(positions)).astype(np.int64), column.astype(np.int64),
-                   np.stack(offsets, 1).astype(np.int64), values.astype(np.float32))
+    if len(shape) == 2:
+        row, column = np.divmod(positions, shape[1])
+        offsets = np.zeros((len(positions), SPATIAL), np.int64)
+    else:
+        kernel = (1,) * (SPATIAL + 2 - len(shape)) + tuple(shape[2:])
+        row, column, *places = np.unravel_index(positions, (shape[0], shape[1], *kernel))
+        offsets = np.stack(places, 1).astype(np.int64)
+    starts = np.flatnonzero(np.diff(row, prepend=-1))  # positions ascend, and so do their rows
+    values = values.astype(np.float32, copy=False)
+    return Entries(row[starts], np.append(starts, len(positions)), column, offsets, values)
 
 
 def samples_innermost(op: WeightedOp, inputs: Tensor) -> np.ndarray:

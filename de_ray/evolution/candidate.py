@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+WORTH_PACKING = 1024
+"""Indices from which on the time for packing is less than the wire's."""
+
 
 def _no_indices() -> np.ndarray:
     return np.empty(0, np.int64)
@@ -11,7 +14,10 @@ def _no_indices() -> np.ndarray:
 
 @dataclass(frozen=True)
 class ZeroingSet:
-    """A change of one layer's mask. Zeroed parameters that return take the value they had when they were zeroed."""
+    """A change of one layer's mask. Zeroed parameters that return take the value they had when they were zeroed.
+
+    Travels with its indices as gaps, of one to four bytes each.
+    """
 
     layer: int
     """Index into the problem's layers."""
@@ -19,6 +25,22 @@ class ZeroingSet:
     """int64 [k], sorted flat indices of survivors to zero."""
     revive: np.ndarray = field(default_factory=_no_indices)
     """int64 [r], sorted flat indices of zeroed parameters to bring back."""
+
+    def __reduce__(self) -> tuple:
+        return _unpacked, (self.layer, _gaps(self.zero), _gaps(self.revive))
+
+
+def _gaps(indices: np.ndarray) -> np.ndarray:
+    """The first index and the steps from each to the next, in the narrowest type; short sets stay as they are."""
+    if len(indices) < WORTH_PACKING:
+        return indices
+    gaps = np.diff(indices, prepend=0)
+    return gaps.astype(np.min_scalar_type(int(gaps.max())))
+
+
+def _unpacked(layer: int, zero: np.ndarray, revive: np.ndarray) -> ZeroingSet:
+    return ZeroingSet(layer, *(part if part.dtype == np.int64 else np.cumsum(part, dtype=np.int64)
+                               for part in (zero, revive)))
 
 
 Candidate = tuple[ZeroingSet, ...]
