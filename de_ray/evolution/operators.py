@@ -22,7 +22,9 @@ def smallest(keys: np.ndarray, k: int) -> np.ndarray:
         return np.empty(0, np.int64)
     if k >= len(keys):
         return np.arange(len(keys))
-    threshold = np.partition(keys, k - 1)[k - 1]
+    part = keys.copy()
+    part.partition(k - 1)
+    threshold = part[k - 1]
     chosen = (keys <= threshold).nonzero()[0]
     if len(chosen) > k:
         below = (keys < threshold).nonzero()[0]

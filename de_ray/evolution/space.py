@@ -47,11 +47,13 @@ class SearchSpace:
         self.sizes = np.array([len(mask) for mask in masks], np.int64)
         self.room = np.array([int(mask.sum()) for mask in masks], np.int64)
         """int64 [L]: survivors."""
-        free_room = int(self.room[~budget.bound].sum())
-        if budget.free_total > free_room or (budget.fixed > self.room).any():
+        self._free = np.flatnonzero(~budget.bound)
+        self._free_room = self.room[self._free]
+        self._free_survivors = int(self._free_room.sum()) - budget.free_total
+        if self._free_survivors < 0 or (budget.fixed > self.room).any():
             raise ValueError(f"{budget.free_total} zeros asked for over all layers and {budget.fixed.tolist()} in "
-                             f"bound ones, expected at most the {free_room} and {self.room.tolist()} survivors; "
-                             "lower evolution.sparsity")
+                             f"bound ones, expected at most the {self._free_room.sum()} and {self.room.tolist()} "
+                             "survivors; lower evolution.sparsity")
         positions = [np.flatnonzero(mask) for mask in masks]
         logs = self._standardized(saliency, positions)
         plain = [self.quotas([log[i] for log, i in zip(of, positions, strict=True)]) for of in logs]
@@ -65,6 +67,7 @@ class SearchSpace:
                      for layer, mask in enumerate(masks)]
         """Zeroed parameters that may come back."""
         self.capacity = np.array([len(alive) for alive in self.alive], np.int64)
+        self._free_capacity = self.capacity[self._free]
         self._alive_scores = [np.stack([of[layer][i] for of in logs]) for layer, i in enumerate(self.alive)]  # [C, n]
         self._dead_scores = [np.stack([of[layer][i] for of in logs]) for layer, i in enumerate(self.dead)]
 
@@ -110,11 +113,10 @@ class SearchSpace:
         Args:
             keys: float of each layer; see `alive_keys`.
         """
-        free = np.flatnonzero(~self.budget.bound)
         quotas = self.budget.fixed.copy()
-        if len(free):
-            everyone = np.concatenate([keys[layer] for layer in free])
-            owner = np.repeat(free, [len(keys[layer]) for layer in free])
+        if len(self._free):
+            everyone = np.concatenate([keys[layer] for layer in self._free])
+            owner = np.repeat(self._free, [len(keys[layer]) for layer in self._free])
             quotas += np.bincount(owner[smallest(everyone, self.budget.free_total)], minlength=self.layers)
         return quotas
 
@@ -125,18 +127,18 @@ class SearchSpace:
             quotas: int64 [L].
             log_shift: float [L].
         """
-        free = ~self.budget.bound
+        if not len(self._free):
+            return quotas.copy()
+        room, capacity = self._free_room, self._free_capacity
+        survivors = np.maximum((room - quotas[self._free]) * np.exp(log_shift[self._free]), TINY)
+        wanted = room - spread(survivors, room, self._free_survivors)
+        within = np.minimum(wanted, capacity)
+        beyond = int((wanted - within).sum())
+        if beyond:  # what is out of a layer's reach goes to the others, by the reach that they have left
+            left = capacity - within
+            within += spread(left + TINY, left, beyond)
         shifted = quotas.copy()
-        if free.any():
-            room, capacity = self.room[free], self.capacity[free]
-            survivors = np.maximum((room - quotas[free]) * np.exp(log_shift[free]), TINY)
-            wanted = room - spread(survivors, room, int(room.sum()) - self.budget.free_total)
-            within = np.minimum(wanted, capacity)
-            beyond = int((wanted - within).sum())
-            if beyond:  # what is out of a layer's reach goes to the others, by the reach that they have left
-                left = capacity - within
-                within += spread(left + TINY, left, beyond)
-            shifted[free] = within
+        shifted[self._free] = within
         return shifted
 
 

@@ -1,7 +1,7 @@
 """Where the time of one real cycle goes, at the start of a run and late in it.
 
-The student is pruned by magnitude to a sparsity, then goes through a cycle of `evolution=directed`: saliencies, breeding,
-evaluation, refit, and the measurement that ends a cycle. The last line is one JSON object, in seconds.
+The student is pruned by magnitude to a sparsity, then goes through a cycle of `evolution=directed`: saliencies,
+breeding, evaluation, refit, and the measurement that ends a cycle. The last line is one JSON object, in seconds.
 
     python tests/benchmarks/bench_cycle.py --problem lenet5_mnist --sparsity 0 0.95
 """

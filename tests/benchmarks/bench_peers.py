@@ -96,7 +96,8 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problem", default="lenet300_mnist")
-    parser.add_argument("--candidates", type=int, default=32, help="of each layer, in a generation")
+    parser.add_argument("--candidates", type=int, default=128, help="of each layer, in a generation")
+    parser.add_argument("--stack", type=int, default=32, help="pool.stack; these candidates take milliseconds")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
@@ -111,7 +112,8 @@ def main() -> None:
     rows = []
     everything = range(len(problem.calibration.split(PoolConfig().batch)))
     for actors in arguments.actors:
-        with build_pool(problem, PoolConfig(actors=actors), Student(problem.teacher, problem.layers)) as pool:
+        config = PoolConfig(actors=actors, stack=arguments.stack)
+        with build_pool(problem, config, Student(problem.teacher, problem.layers)) as pool:
             ours = pool.evaluate(candidates, everything)
             mine = rate(lambda _, pool=pool: pool.evaluate(candidates, everything), solutions, arguments.seconds)
         evaluate = peer(problem, actors)
