@@ -68,7 +68,7 @@ def rate(problem: Problem, actors: int, count: int, seconds: float) -> float:
         return done / (time.perf_counter() - started)
 
 
-def driver(population: int, generations: int, weights: int, density: float, seconds: float) -> dict:
+def driver(population: int, generations: int, weights: int, density: float, seconds: float, stack: int) -> dict:
     """Candidates a second that one driver dispatches, gathers and breeds, and where its time goes."""
     rng = np.random.default_rng(0)
     sizes = [weights * 7 // 8, weights // 8]
@@ -81,7 +81,7 @@ def driver(population: int, generations: int, weights: int, density: float, seco
     setup = ReplicaSetup(problem, 256, "cpu", 1)
     spent = {"dispatched and gathered": 0.0, "bred": 0.0}
     evaluated = sent = 0
-    with RayPool(setup, PoolConfig(actors=2, stack=32), Student(problem.teacher, problem.layers), Instant) as pool:
+    with RayPool(setup, PoolConfig(actors=2, stack=stack), Student(problem.teacher, problem.layers), Instant) as pool:
         pool.evaluate([(ZeroingSet(0, np.arange(1)),)], [0])
         started = time.perf_counter()
         while time.perf_counter() - started < seconds:
@@ -94,10 +94,10 @@ def driver(population: int, generations: int, weights: int, density: float, seco
                 search.tell(fitness)
                 evaluated += len(request.candidates)
                 last = request.candidates
-            sent = len(cloudpickle.dumps(last[:32])) / len(last[:32])
+            sent = len(cloudpickle.dumps(last[:stack])) / len(last[:stack])
         total = time.perf_counter() - started
     spent["bred"] = total - spent["dispatched and gathered"]
-    return {"weights": weights, "survivors": survivors, "zeroed_a_candidate": survivors // 20,
+    return {"stack": stack, "population": population, "weights": weights, "survivors": survivors, "zeroed_a_candidate": survivors // 20,
             "candidates_per_s": evaluated / total, "microseconds": {k: 1e6 * v / evaluated for k, v in spent.items()},
             "bytes_a_candidate": sent}
 
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--problem", default="lenet5_mnist")
     parser.add_argument("--candidates", type=int, default=96)
     parser.add_argument("--seconds", type=float, default=15)
-    parser.add_argument("--population", type=int, default=256)
+    parser.add_argument("--population", type=int, default=1024)
     parser.add_argument("--weights", type=int, default=100_000)
     parser.add_argument("--density", type=float, default=0.05)
     arguments = parser.parse_args()
@@ -117,7 +117,8 @@ def main() -> None:
     problem = build_problem(compose([f"problem={arguments.problem}"]).problem, seed=0)
     rates = {actors: rate(problem, actors, arguments.candidates, arguments.seconds) for actors in (1, 2)}
     print(rates, flush=True)
-    found = driver(arguments.population, 4, arguments.weights, arguments.density, arguments.seconds)
+    found = [driver(arguments.population, 4, arguments.weights, arguments.density, arguments.seconds, stack)
+             for stack in (8, 32)]
     ray.shutdown()
     wire = sum(len(cloudpickle.dumps(one)) for one in random_candidates(problem, 8)) / 8
     print(json.dumps({"problem": arguments.problem, "per_s": rates, "efficiency": rates[2] / (2 * rates[1]),
