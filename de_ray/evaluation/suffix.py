@@ -144,6 +144,9 @@ class Suffix:
         samples = len(base)
         if op.spatial == 0 and base.ndim == 2 and all(change.delta is not None for change in changes):
             return _transposed(changes, base, innermost[op.node].reshape(inputs.shape[1], samples))
+        if len(changes) == 1 and changes[0].delta is None and changes[0].survivors is None:
+            with changes[0].applied() as weight:
+                return op.run(inputs, weight, bias)
         stacked = _empty((len(changes) * samples, *base.shape[1:]), base)
         for k, change in enumerate(changes):
             out = stacked[k * samples:(k + 1) * samples]
