@@ -20,6 +20,8 @@ MEGABYTE = 2**20
 CPU_STACK_BYTES = 16 * MEGABYTE
 """What a stack of candidates may take on a CPU. Stacking saves calls, but a stack that leaves the caches loses more:
 with 256 images, LeNet-5's first convolution takes 1.6 times as long stacked 16-fold, its last layer 0.7 times."""
+SUFFIXES = 512
+"""Suffixes that are remembered; a search may leave out any layers from a candidate."""
 
 Changes = Mapping[int, LayerChange]
 """A candidate's edits by layer."""
@@ -103,6 +105,8 @@ class Engine:
     def suffix(self, layers: tuple[int, ...]) -> Suffix:
         """What is run again for candidates of these layers."""
         if layers not in self._suffixes:
+            if len(self._suffixes) >= SUFFIXES:
+                del self._suffixes[next(iter(self._suffixes))]
             self._suffixes[layers] = Suffix(self.program, {layer: self._readers[layer] for layer in layers})
         return self._suffixes[layers]
 

@@ -180,10 +180,11 @@ def _transposed(changes: Sequence[LayerChange], base: Tensor, inputs: np.ndarray
     Element-wise operations keep that layout, and a matrix product takes it as it is.
     """
     rows_first = base.t().contiguous().numpy()  # [R, N]
-    out = np.empty((base.shape[1], len(changes), len(base)), np.float32)
+    # PyTorch's memory is aligned alike in every process, on which the rounding of a product may depend; NumPy's is not.
+    out = torch.empty(base.shape[1], len(changes), len(base))
     for k, change in enumerate(changes):
-        transposed_rows(out, k, rows_first, inputs, change.delta)
-    return torch.from_numpy(out).view(base.shape[1], -1).t()
+        transposed_rows(out.numpy(), k, rows_first, inputs, change.delta)
+    return out.view(base.shape[1], -1).t()
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
