@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs")
 DIVERGENCES = ("kl", "mse", "cosine")
+DETECTORS = ("yolov3_tiny", "yolov3")
+RANDOM = "random"
+"""In place of a path of weights."""
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
@@ -47,11 +50,30 @@ class TeacherConfig:
 
 
 @dataclass
+class DataConfig:
+    """The images of a detector."""
+
+    root: str | None = None
+    """A folder in the layout of COCO 2017: train2017/, val2017/, annotations/. None: `coco` under DE_RAY_DATA, or under
+    datasets/ in the cache."""
+    unlabelled: list[str] = field(default_factory=list)
+    """More folders of images for calibration and refit, besides train2017."""
+    size: int = 416
+    """Side in pixels of the square that images are laid into, a multiple of the network's largest stride, >= 32."""
+    workers: int = 2
+    """Processes that read images, >= 0; 0: the run's own."""
+
+    def __post_init__(self) -> None:
+        require(self.size >= 32, "problem.data.size", self.size, "at least 32")
+        require(self.workers >= 0, "problem.data.workers", self.workers, "0 or more")
+
+
+@dataclass
 class ProblemConfig:
     """What is compressed: the teacher, its inputs, the divergence and the layers that may be zeroed."""
 
     name: str = "digits"
-    """digits, lenet300_mnist, lenet5_mnist, lenet300_fashion, lenet5_fashion or custom."""
+    """digits, lenet300_mnist, lenet5_mnist, lenet300_fashion, lenet5_fashion, yolov3_tiny, yolov3 or custom."""
     model: str | None = None
     """`package.module:build`, a callable that returns the trained `nn.Module`; custom problems only."""
     calibration: str | None = None
@@ -63,25 +85,40 @@ class ProblemConfig:
     inputs_size: int = 0
     """Training inputs that refit and saliency may use, >= 0; 0: all. Calibration inputs are among them."""
     divergence: str = "kl"
-    """kl, mse or cosine."""
+    """kl, mse or cosine; for detectors detection, mse or cosine."""
     include: list[str] = field(default_factory=lambda: ["*"])
     """Globs of layer names that may be zeroed; each must match a layer."""
     exclude: list[str] = field(default_factory=list)
     """Globs of layer names that stay dense; each must match a layer."""
     augment: str = "none"
-    """Label-free augmentation of refit and calibration inputs: none, or shift (random translation by up to 1 pixel
-    along each axis)."""
+    """Label-free augmentation of refit and calibration inputs: none, shift (random translation by up to 1 pixel along
+    each axis), or, for detectors, detection (mosaic, flip, scale, crop, colour)."""
     augment_share: float = 0.5
     """Share of the inputs that augmentation changes, in (0, 1]."""
+    cfg: str | None = None
+    """A Darknet `.cfg` in place of the package's; detectors only."""
+    weights: str | None = None
+    """A Darknet `.weights` file, or random. None: the published name in `darknet` under DE_RAY_DATA, or under datasets/
+    in the cache. Detectors only."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images of detectors."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The trained network."""
 
     def __post_init__(self) -> None:
-        require_choice("problem.divergence", self.divergence, DIVERGENCES)
-        require_choice("problem.augment", self.augment, ("none", "shift"))
+        detector = self.name in DETECTORS
+        divergences = ("detection", "mse", "cosine") if detector else DIVERGENCES
+        require_choice("problem.divergence", self.divergence, divergences)
+        require_choice("problem.augment", self.augment, ("none", "detection") if detector else ("none", "shift"))
         require(0 < self.augment_share <= 1, "problem.augment_share", self.augment_share, "a number in (0, 1]")
         require(self.calibration_size >= 1, "problem.calibration_size", self.calibration_size, "at least 1")
         require(self.inputs_size >= 0, "problem.inputs_size", self.inputs_size, "0 (all inputs) or more")
+        if not detector:
+            for key in ("cfg", "weights"):
+                require(getattr(self, key) is None, f"problem.{key}", getattr(self, key),
+                        "nothing, unless problem is one of " + ", ".join(DETECTORS))
+            require(self.data == DataConfig(), "problem.data", self.data,
+                    "nothing, unless problem is one of " + ", ".join(DETECTORS))
         if self.name == "custom":
             require(bool(self.model), "problem.model", self.model, "package.module:build, for problem=custom")
             require(bool(self.calibration), "problem.calibration", self.calibration, "an .npy file, for problem=custom")

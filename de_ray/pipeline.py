@@ -97,6 +97,7 @@ def fingerprint(problem: Problem, config: Config) -> dict:
             del fields[group][key]
     for key in ("resume", "tracking", "device"):
         del fields[key]
+    del fields["problem"]["data"]["workers"]
     fields["teacher_digest"] = float(sum(p.double().abs().sum() for p in problem.teacher.parameters()))
     return fields
 

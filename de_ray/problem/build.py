@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from de_ray.config import ProblemConfig
+from de_ray.config import DETECTORS, ProblemConfig
 from de_ray.problem.augment import augmentation
 from de_ray.problem.base import Problem
 from de_ray.problem.classifiers import ARCHITECTURES, accuracy
@@ -33,7 +33,7 @@ CLASSIFIERS = {
     "lenet300_fashion": _Classifier("lenet300", partial(load_mnist, "FashionMNIST")),
     "lenet5_fashion": _Classifier("lenet5", partial(load_mnist, "FashionMNIST")),
 }
-PROBLEMS = (*CLASSIFIERS, "custom")
+PROBLEMS = (*CLASSIFIERS, *DETECTORS, "custom")
 
 
 def build_problem(config: ProblemConfig, seed: int) -> Problem:
@@ -49,6 +49,11 @@ def build_problem(config: ProblemConfig, seed: int) -> Problem:
     """
     if config.name == "custom":
         return build_custom(config, seed)
+    if config.name in DETECTORS:
+        # torchvision and Pillow are slow to import, and classifiers do without them.
+        from de_ray.problem.detection_problem import build_detector
+
+        return build_detector(config, seed)
     if config.name not in CLASSIFIERS:
         raise ValueError(f"problem.name={config.name!r}: expected one of {', '.join(PROBLEMS)}")
     classifier = CLASSIFIERS[config.name]
@@ -73,15 +78,20 @@ def build_problem(config: ProblemConfig, seed: int) -> Problem:
 
 
 def build_architecture(name: str) -> nn.Module:
-    """A built-in architecture, untrained: digits_mlp, lenet300 or lenet5, as a file's header names it.
+    """A built-in architecture, untrained, as a file's header names it: digits_mlp, lenet300, lenet5 or a detector.
 
     Custom models are never imported by a name that a file holds: give `de_ray.load` the module.
 
     Raises:
         ValueError: for other names.
     """
+    if name in DETECTORS:
+        from de_ray.problem.detection_problem import build_darknet
+
+        return build_darknet(name)
     if name not in ARCHITECTURES:
-        raise ValueError(f"architecture {name!r} is not built in (there are {', '.join(ARCHITECTURES)}): "
+        known = ", ".join((*ARCHITECTURES, *DETECTORS))
+        raise ValueError(f"architecture {name!r} is not built in (there are {known}): "
                          "build the module yourself and pass it to de_ray.load(path, model=...)")
     return ARCHITECTURES[name]()
 

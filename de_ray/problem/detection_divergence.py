@@ -1,0 +1,111 @@
+"""How far a student's raw YOLOv3 heads are from the teacher's.
+
+A head is read as a distribution over what an image holds. Each anchor of each cell has an object with probability p;
+if it has, each class independently with probability q_c, and a box with coordinates Gaussian about those predicted. The
+divergence is the KL divergence of these distributions, which the chain rule gives term by term, t for teacher and s
+for student:
+
+    sum over anchors:  KL(p_t || p_s)  +  p_t [ sum over classes KL(q_t || q_s)  +  |b_t - b_s|^2 / (2 sigma^2) ]
+
+with b = (sigmoid x, sigmoid y) in cells and (w, h) in logarithms. No weight between the terms is left to be chosen but
+sigma. Anchors and classes are summed, since they are independent; what an anchor without an object would have said of
+class and box counts for nothing, and an image with many objects weighs more than an empty one.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from de_ray.problem.detection import split_anchors
+from de_ray.problem.divergence import TensorDivergence
+
+SIGMA = 0.25
+"""Of a box's centre in cells and of its log size: a box of three cells that is off by as much in all four keeps an IoU
+of about 0.6, still the same object, and it costs half a nat each."""
+SMALL = 0.25
+"""Difference of logits below which `bernoulli_kl` integrates instead of subtracting."""
+NODES = ((0.15505103, 0.31804138), (0.64494897, 0.18195862))
+"""Points and weights of the two-point Gauss rule for the integral of (1 - u) f(u) over [0, 1]."""
+
+
+def detection_divergence(classes: int, sigma: float = SIGMA) -> TensorDivergence:
+    """The divergence of heads [N, A x (5 + C), H, W], summed over the heads of an output; see the module.
+
+    Args:
+        classes: C.
+        sigma: standard deviation of box coordinates, > 0.
+    """
+    return TensorDivergence(partial(head_divergence, classes=classes, sigma=sigma),
+                            partial(head_score, classes=classes, sigma=sigma))
+
+
+def head_divergence(teacher: Tensor, student: Tensor, classes: int, sigma: float = SIGMA) -> Tensor:
+    """KL of one head's outputs [N, A x (5 + C), H, W] in nats: [N].
+
+    0 for heads that decode to the same detections in float32, which means equal logits but for saturated centres and
+    for anchors without any objectness.
+    """
+    t, s = split_anchors(teacher, classes), split_anchors(student, classes)  # [N, A, 5 + C, H, W]
+    objectness = bernoulli_kl(t[:, :, 4:5], s[:, :, 4:5])
+    present = t[:, :, 4:5].sigmoid()
+    kinds = bernoulli_kl(t[:, :, 5:], s[:, :, 5:]).sum(2, keepdim=True)
+    centre = (t[:, :, :2].sigmoid() - s[:, :, :2].sigmoid()).square().sum(2, keepdim=True)
+    size = (t[:, :, 2:4] - s[:, :, 2:4]).square().sum(2, keepdim=True)
+    value = objectness + present * (kinds + (centre + size) / (2 * sigma**2))  # [N, A, 1, H, W]
+    return value.flatten(1).sum(1)
+
+
+def head_score(student: Tensor, generator: torch.Generator, classes: int, sigma: float = SIGMA) -> Tensor:
+    """See `TensorDivergence.score`: random signs times the root of each output's own curvature.
+
+    The curvature is diagonal in (sigmoid x, sigmoid y, w, h, objectness, classes). Signs give the squared gradient a
+    lower variance than labels drawn from the distribution would: those of rare classes are almost never drawn.
+    """
+    s = split_anchors(student, classes)
+    with torch.no_grad():
+        present = s[:, :, 4:5].sigmoid()
+        # sigmoid(-z) rather than 1 - sigmoid(z), which is 0 too early.
+        curvature = s.sigmoid() * (-s).sigmoid()  # of a Bernoulli variable in its logit
+        curvature[:, :, 5:] *= present
+        curvature[:, :, :4] = present / sigma**2
+        signs = torch.randint(0, 2, s.shape, generator=generator, dtype=torch.int8).to(s.device)
+        coefficients = curvature.sqrt() * (2 * signs - 1)
+    return (coefficients[:, :, :2] * s[:, :, :2].sigmoid()).sum() + (coefficients[:, :, 2:] * s[:, :, 2:]).sum()
+
+
+def bernoulli_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(Bernoulli(sigmoid t) || Bernoulli(sigmoid s)) of logits, elementwise in nats.
+
+    Never below 0, and 0 only for equal logits, unless it is below float32's range; relative error about 1e-5.
+    The gradient in `student` is sigmoid(s) - sigmoid(t); there is none in `teacher`.
+    """
+    return _BernoulliKL.apply(teacher, student)
+
+
+class _BernoulliKL(torch.autograd.Function):
+    """By hand, since the value needs care where logits are close, and its gradient none at all."""
+
+    @staticmethod
+    def forward(ctx, teacher: Tensor, student: Tensor) -> Tensor:
+        ctx.save_for_backward(teacher, student)
+        # KL is symmetric in swapping the two outcomes; for t <= 0 nothing below is a difference of large numbers.
+        sign = 1 - 2 * (teacher > 0).to(teacher.dtype)
+        t, s = teacher * sign, student * sign
+        difference = s - t
+        # The Bregman divergence of softplus; where logits are close it would be lost to rounding ...
+        apart = softplus(s) - softplus(t) - t.sigmoid() * difference
+        # ... and its integral form, the second derivative along the way from t to s, is a sum of positive terms.
+        near = torch.zeros_like(apart)
+        for node, weight in NODES:
+            q = torch.lerp(t, s, node).sigmoid()
+            near.add_(weight * q * (1 - q))
+        return torch.where(difference.abs() < SMALL, near * difference.square(), apart)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor]:
+        teacher, student = ctx.saved_tensors
+        return None, gradient * (student.sigmoid() - teacher.sigmoid())
+
+

@@ -1,0 +1,388 @@
+import json
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from de_ray.config import DataConfig, ProblemConfig
+from de_ray.problem import detection_augment
+from de_ray.problem.build import build_problem
+from de_ray.problem.coco import GREY, Annotations, load_images, read_annotations
+from de_ray.problem.darknet import Head
+from de_ray.problem.detection import MOST, Detections, Letterbox, decode, detect
+from de_ray.problem.detection_augment import augment_detection
+from de_ray.problem.detection_divergence import SIGMA, bernoulli_kl, detection_divergence
+from de_ray.problem.detection_metrics import agreement, average_precision
+
+HEAD = Head(((10.0, 20.0), (40.0, 30.0)), 2, 16)
+KL = detection_divergence(2)
+LOGITS = arrays(np.float32, (2, 14, 2, 3), elements=st.floats(-12, 12, width=32))
+SMALL_NET = """[net]
+[convolutional]
+filters=4
+size=3
+stride=4
+pad=1
+activation=leaky
+[convolutional]
+filters=14
+size=1
+stride=8
+activation=linear
+[yolo]
+mask=0,1
+anchors=10,14, 23,27
+classes=2
+num=2
+"""
+
+
+def heads_output(objectness=-20.0):
+    """One head [1, 14, 2, 3] without objects."""
+    return torch.full((1, 2, 7, 2, 3), objectness)
+
+
+def found(*rows):
+    """Detections of rows (left, top, right, bottom, score, class), best first."""
+    table = torch.tensor(rows).reshape(-1, 6)
+    return Detections(table[:, :4], table[:, 4], table[:, 5].long())
+
+
+def test_a_logit_of_each_kind_is_decoded_to_its_box_and_score():
+    output = heads_output()
+    output[0, 1, :, 1, 2] = torch.tensor([0.0, math.log(3), math.log(2), 0, 4, 3, -20])
+    (detection,) = detect([output.flatten(1, 2)], [HEAD])
+    # Centre (2.5, 1.75) cells of 16 pixels; 80 x 30 pixels.
+    torch.testing.assert_close(detection.boxes, torch.tensor([[0.0, 13, 80, 43]]))
+    expected = torch.tensor([4.0]).sigmoid() * torch.tensor([3.0]).sigmoid()
+    torch.testing.assert_close(detection.scores, expected)
+    assert detection.classes.tolist() == [0]
+    boxes, scores = decode([output.flatten(1, 2)] * 2, [HEAD, HEAD])
+    assert boxes.shape == (1, 24, 4) and scores.shape == (1, 24, 2)
+
+
+def test_a_worse_box_of_the_same_class_is_suppressed_and_of_another_class_is_not():
+    output = heads_output()
+    output[0, 1, :, 1, 2] = torch.tensor([0.0, 0, 0, 0, 4, 3, 2])  # both classes, one box
+    output[0, 1, :, 1, 1] = torch.tensor([4.0, 0, 0, 0, 3, 3, -20])  # nearly the same place
+    (detection,) = detect([output.flatten(1, 2)], [HEAD])
+    assert detection.classes.tolist() == [0, 1]
+    assert detection.scores[0] > detection.scores[1]
+
+
+def test_a_broken_student_gives_few_detections_in_little_time_and_no_error():
+    noise = torch.randn(1, 14, 40, 40, generator=torch.Generator().manual_seed(0)) * 100
+    (many,) = detect([noise], [HEAD])
+    assert 0 < len(many) <= MOST and many.boxes.isfinite().all()
+    assert len(detect([torch.full((1, 14, 2, 2), math.nan)], [HEAD])[0]) == 0
+
+
+def test_outputs_of_another_shape_are_a_value_error():
+    with pytest.raises(ValueError, match=r"\[1, 15, 2, 2\]: expected \[N, A x 7, H, W\]"):
+        detect([torch.zeros(1, 15, 2, 2)], [HEAD])
+    with pytest.raises(ValueError, match="expected .N, A x 7"):
+        KL([torch.zeros(1, 15, 2, 2)], [torch.zeros(1, 15, 2, 2)])
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 426), (333, 500), (416, 416), (1000, 3), (7, 5)])
+def test_letterboxing_is_undone_to_within_half_a_pixel_and_boxes_are_clipped(width, height):
+    letterbox = Letterbox(width, height, 416)
+    (left, top), (inner_width, inner_height) = letterbox.corner, letterbox.inner
+    assert max(inner_width, inner_height) == 416 and min(inner_width, inner_height) >= 1
+    whole = torch.tensor([[left, top, left + inner_width, top + inner_height], [-50, -50, 900, 900]]).float()
+    undone = letterbox.undo(Detections(whole, torch.ones(2), torch.zeros(2, dtype=torch.long))).boxes
+    torch.testing.assert_close(undone, torch.tensor([[0.0, 0, width, height]] * 2))
+
+
+@settings(max_examples=80, deadline=None)
+@given(teacher=LOGITS, student=LOGITS)
+def test_the_divergence_is_never_negative_and_zero_for_equal_heads(teacher, student):
+    t, s = torch.from_numpy(teacher), torch.from_numpy(student)
+    value = KL([t, t], [s, s])
+    assert value.shape == (2,) and (value >= 0).all() and value.isfinite().all()
+    assert KL([t, t], [t.clone(), t.clone()]).eq(0).all()
+
+
+@pytest.mark.parametrize("channel", range(7))
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 0.3, 5.0])
+def test_any_logit_that_differs_makes_the_divergence_positive(channel, size):
+    teacher = torch.randn(1, 14, 2, 3, generator=torch.Generator().manual_seed(0))
+    student = teacher.clone()
+    student.view(2, 7, 2, 3)[1, channel, 1, 2] += size
+    assert KL([teacher], [student]) > 0
+
+
+@pytest.mark.parametrize("spread", [1e-3, 0.1, 0.25, 1, 10])
+def test_bernoulli_kl_is_the_float64_reference_near_and_far(spread):
+    generator = torch.Generator().manual_seed(0)
+    t = 5 * torch.randn(20_000, generator=generator)
+    s = (t + spread * torch.randn(20_000, generator=generator)).requires_grad_()
+    value = bernoulli_kl(t, s)
+    value.sum().backward()
+    t64, s64 = t.double(), s.detach().double()
+    log = torch.nn.functional.logsigmoid
+    expected = t64.sigmoid() * (log(t64) - log(s64)) + (-t64).sigmoid() * (log(-t64) - log(-s64))
+    torch.testing.assert_close(value.detach().double(), expected, rtol=2e-5, atol=1e-15)
+    torch.testing.assert_close(s.grad.double(), s64.sigmoid() - t64.sigmoid(), rtol=0, atol=1e-6)
+
+
+def test_the_terms_have_the_weights_of_the_chain_rule():
+    teacher = heads_output(0.0)
+    teacher[:, :, :4] = 0
+    teacher[0, 0, 4, 0, 0] = 1.0  # objectness of one anchor
+    p = torch.tensor(1.0).sigmoid()
+
+    def after(channel, change):
+        student = teacher.clone()
+        student[0, 0, channel, 0, 0] += change
+        return KL([teacher.flatten(1, 2)], [student.flatten(1, 2)])[0]
+
+    half = torch.tensor(0.0)
+    torch.testing.assert_close(after(2, 0.5), p * 0.5**2 / (2 * SIGMA**2))
+    torch.testing.assert_close(after(1, math.log(3)), p * 0.25**2 / (2 * SIGMA**2))  # sigmoid from 0.5 to 0.75
+    torch.testing.assert_close(after(6, 2.0), p * bernoulli_kl(half, half + 2))
+    torch.testing.assert_close(after(4, 2.0), bernoulli_kl(torch.tensor(1.0), torch.tensor(3.0)))
+
+
+def test_a_failed_student_has_a_divergence_that_is_not_finite():
+    teacher = torch.zeros(3, 14, 1, 1)
+    student = teacher.clone()
+    student[1, 4], student[2, 9] = math.nan, math.inf
+    assert KL([teacher], [student]).isfinite().tolist() == [True, False, False]
+
+
+def test_gradients_lead_to_the_teacher():
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(2, 14, 2, 3, generator=generator)
+    student = torch.randn(2, 14, 2, 3, generator=generator).requires_grad_()
+    optimizer = torch.optim.Adam([student], 0.05)
+    start = KL([teacher], [student]).sum().item()
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = KL([teacher], [student]).sum()
+        loss.backward()
+        optimizer.step()
+    assert loss < 1e-3 * start
+
+
+def test_the_scores_gradient_has_the_curvature_as_its_covariance():
+    output = torch.randn(1, 7, 1, 1, generator=torch.Generator().manual_seed(3))
+    curvature = torch.autograd.functional.hessian(lambda s: KL([output], [s]).sum(), output).reshape(7, 7)
+    generator = torch.Generator().manual_seed(0)
+    gradients = []
+    for _ in range(3000):
+        leaf = output.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(KL.score([leaf], generator), leaf)[0].flatten())
+    g = torch.stack(gradients)
+    unit = curvature.diagonal().sqrt()
+    torch.testing.assert_close(g.T @ g / len(g) / unit[:, None] / unit, torch.eye(7), rtol=0, atol=0.08)
+    assert (g.mean(0) / unit).abs().max() < 0.08
+
+
+def test_the_divergence_can_be_pickled():
+    output = torch.randn(1, 14, 2, 3, generator=torch.Generator().manual_seed(0))
+    twin = pickle.loads(pickle.dumps(KL))
+    assert twin([output], [2 * output]).equal(KL([output], [2 * output]))
+
+
+BOX = (0.0, 0, 10, 10)
+NEAR = (1.0, 0, 11, 10)
+FAR = (30.0, 0, 40, 10)
+
+
+@pytest.mark.parametrize(("teacher", "student", "expected"), [
+    ([(*BOX, 0.9, 1)], [(*BOX, 0.9, 1)], (1, 1, 1, 1, 0)),
+    ([(*BOX, 0.9, 1)], [(*NEAR, 0.25, 1)], (1, 1, 1, 1, 0)),
+    ([(*BOX, 0.9, 1)], [(*BOX, 0.24, 1)], (0, 0, 1, 1, 0)),
+    ([(*BOX, 0.9, 1)], [(*BOX, 0.9, 2)], (0, 0, 1, 1, 1)),
+    ([(*BOX, 0.9, 1)], [(*FAR, 0.9, 1)], (0, 0, 1, 1, 1)),
+    ([(*BOX, 0.9, 1), (*FAR, 0.6, 1)], [(*BOX, 0.9, 1)], (1, 0.5, 1, 2, 0)),
+    ([(*BOX, 0.9, 1), (*NEAR, 0.85, 1)], [(*BOX, 0.9, 1)], (0.5, 0.5, 2, 2, 0)),  # one box is one object
+    ([(*BOX, 0.3, 1)], [(*BOX, 0.81, 1)], (1, 1, 0, 0, 0)),  # unsure is not absent
+    ([(*BOX, 0.2, 1)], [(*BOX, 0.81, 1)], (1, 1, 0, 0, 1)),
+    ([(*BOX, 0.9, 1)], [], (0, 0, 1, 1, 0)),
+    ([], [], (1, 1, 0, 0, 0)),
+])
+def test_agreement_counts_objects_that_are_kept_and_invented(teacher, student, expected):
+    result = agreement([found(*teacher)], [found(*student)])
+    keys = ("agreement_80", "agreement_50", "objects_80", "objects_50", "false_80")
+    assert tuple(result[key] for key in keys) == expected
+    assert all(isinstance(value, float) for value in result.values())
+
+
+def coco_content(count=3, categories=(3, 90)):
+    images = [{"id": 10 + i, "file_name": f"{i}.png", "width": 80, "height": 60} for i in range(count)]
+    notes = [{"id": i + 1, "image_id": 10 + i, "category_id": categories[i % 2], "bbox": [5, 6, 30, 40], "area": 1200,
+              "iscrowd": 0} for i in range(count)]
+    return {"images": images, "annotations": notes, "categories": [{"id": c, "name": str(c)} for c in categories]}
+
+
+def test_average_precision_counts_classes_as_cocos_category_ids():
+    annotations = Annotations(coco_content(), tuple(map(Path, "abc")))
+    box = (5.0, 6, 35, 46)
+    right = [found((*box, 0.9, 0)), found((*box, 0.9, 1)), found((*box, 0.9, 0))]
+    assert average_precision(right, annotations) == pytest.approx({"AP": 1, "AP50": 1})
+    swapped = [found((*box, 0.9, 1)), found((*box, 0.9, 0)), found((*box, 0.9, 1))]
+    assert average_precision(swapped, annotations) == {"AP": 0, "AP50": 0}
+    assert average_precision([found()] * 3, annotations) == {"AP": 0, "AP50": 0}
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A small COCO: 6 training images, 3 held-out ones, two classes."""
+    generator = np.random.default_rng(0)
+    for folder, count in (("train2017", 6), ("val2017", 3), ("more", 2)):
+        (tmp_path / folder).mkdir()
+        for index in range(count):
+            pixels = generator.integers(0, 256, (60, 80, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{index}.png")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(coco_content()))
+    (tmp_path / "small.cfg").write_text(SMALL_NET)
+    return tmp_path
+
+
+def small(coco, **fields):
+    data = DataConfig(str(coco), fields.pop("unlabelled", []), 64, fields.pop("workers", 0))
+    values = {"name": "yolov3_tiny", "divergence": "detection", "cfg": str(coco / "small.cfg"), "weights": "random",
+              "data": data, "calibration_size": 4}
+    return ProblemConfig(**values | fields)
+
+
+def test_worker_processes_read_the_same_images_in_order(coco):
+    files = sorted((coco / "train2017").iterdir())
+    images, letterboxes = load_images(files, 64, 0)
+    assert images.shape == (6, 3, 64, 64) and images.dtype == torch.uint8
+    assert letterboxes == [Letterbox(80, 60, 64)] * 6
+    assert images[:, :, :8].eq(GREY).all() and images[:, :, -8:].eq(GREY).all() and not images[:, :, 8].eq(GREY).all()
+    assert load_images(files, 64, 2)[0].equal(images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_a_value_error_that_names_it(coco, workers):
+    path = coco / "train2017" / "3.png"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"3\.png: not an image"):
+        load_images(sorted((coco / "train2017").iterdir()), 64, workers)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("{", "not COCO instances"), ("[]", "not COCO instances"), ('{"images": []}', "not COCO instances"),
+    (json.dumps(coco_content(categories=(1, 1))), "has 1 categories: expected 2"),
+    (json.dumps(coco_content(5)), r"lists 5 images, of which 2 are not in .*val2017, 3\.png for one"),
+    (json.dumps(coco_content() | {"images": coco_content(2)["images"]}), "1 annotations of images"),
+    (json.dumps(coco_content(0)), "0 images"),
+])
+def test_annotations_that_do_not_fit_say_why(coco, content, message):
+    path = coco / "annotations" / "instances_val2017.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_annotations(path, coco / "val2017", 2)
+
+
+def test_a_detector_is_a_problem_with_unlabelled_inputs_and_metrics(coco):
+    problem = build_problem(small(coco, unlabelled=[str(coco / "more")]), seed=0)
+    assert problem.inputs.shape == (8, 3, 64, 64) and problem.held_out.shape == (3, 3, 64, 64)
+    assert all(any(image.equal(one) for one in problem.inputs) for image in problem.calibration)
+    assert problem.architecture == "darknet:small.cfg"
+    assert [layer.name for layer in problem.layers] == ["conv0", "conv1"]
+    metrics = problem.metrics(problem.teacher)
+    assert {"AP", "AP50", "agreement_80", "agreement_50", "objects_80", "objects_50", "false_80"} == metrics.keys()
+    assert metrics["agreement_50"] == 1 and all(isinstance(value, float) for value in metrics.values())
+    output = problem.teacher(problem.inputs[:2])
+    assert problem.divergence(output, output).eq(0).all()
+
+
+def test_the_seed_draws_inputs_before_they_are_read_and_augments_calibration(coco):
+    first, again, other = (build_problem(small(coco, inputs_size=5, augment="detection", augment_share=1.0), seed)
+                           for seed in (0, 0, 1))
+    assert first.inputs.shape[0] == 5 and first.calibration.shape[0] == 4
+    assert first.calibration.equal(again.calibration) and first.inputs.equal(again.inputs)
+    assert not first.calibration.equal(other.calibration)
+    # More than there are: all of them.
+    assert len(build_problem(small(coco, inputs_size=4096, calibration_size=100), 0).calibration) == 6
+
+
+def test_everything_that_is_missing_is_named_at_once_with_the_way_to_get_it(tmp_path, monkeypatch, cache):
+    monkeypatch.setenv("DE_RAY_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError) as error:
+        build_problem(ProblemConfig(name="yolov3_tiny", divergence="detection"), seed=0)
+    places = [tmp_path / "darknet" / "yolov3-tiny.weights", tmp_path / "coco" / "val2017", cache / "datasets"]
+    for said in (*map(str, places), "pjreddie.com", "images.cocodataset.org", "problem.weights=", "problem.data.root="):
+        assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"data": DataConfig(size=100)}, r"problem\.data\.size=100: expected a multiple of the largest stride, 32"),
+    ({"cfg": "absent.cfg"}, r"problem\.cfg='absent\.cfg': no such file"),
+    ({"include": ["conv7"]}, "conv7"),
+    ({"unlabelled": ["absent"]}, r"problem\.data\.unlabelled='absent': no such folder"),
+    ({"weights": "absent.weights"}, "no absent.weights"),
+])
+def test_mistakes_of_a_detectors_configuration_name_the_key(coco, fields, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        build_problem(small(coco, **fields), seed=0)
+
+
+@pytest.mark.parametrize(("fields", "key"), [
+    ({"name": "yolov3"}, "divergence"), ({"name": "yolov3", "divergence": "mse", "augment": "shift"}, "augment"),
+    ({"augment": "detection"}, "augment"), ({"divergence": "detection"}, "divergence"),
+    ({"weights": "random"}, "weights"), ({"cfg": "a.cfg"}, "cfg"), ({"data": DataConfig(root="x")}, "data"),
+])
+def test_fields_of_detectors_and_classifiers_do_not_mix(fields, key):
+    with pytest.raises(ValueError, match=rf"problem\.{key}=.*: expected"):
+        ProblemConfig(**fields)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_augmentation_is_the_generators_keeps_the_type_and_changes_a_share(dtype):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (200, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    images = images if dtype == torch.uint8 else images / 255
+    kept = images.clone()
+    results = [augment_detection(images, torch.Generator().manual_seed(seed), 0.5) for seed in (0, 0, 1)]
+    assert results[0].equal(results[1]) and not results[0].equal(results[2]) and images.equal(kept)
+    assert results[0].dtype == dtype and results[0].shape == images.shape
+    assert 70 < int((results[0] != images).flatten(1).any(1).sum()) < 130
+    if dtype == torch.float32:
+        assert 0 <= results[0].min() and results[0].max() <= 1
+
+
+def test_what_augmentation_brings_in_is_the_letterboxes_grey():
+    images = torch.full((100, 3, 16, 16), 255, dtype=torch.uint8)
+    corners = augment_detection(images, torch.Generator().manual_seed(0))[:, :, ::15, ::15].permute(0, 2, 3, 1)
+    grey = corners.flatten(0, 2).float().sub(GREY).abs().amax(1) <= 1
+    assert 0.1 < grey.float().mean() < 0.7  # of smaller images; larger ones cover the square
+
+
+def test_augmentation_flips_and_scales_alike_in_both_directions(monkeypatch):
+    for name, neutral in (("MOSAIC", 0), ("CONTRAST", (1, 1)), ("BRIGHTNESS", 0), ("TINT", 0)):
+        monkeypatch.setattr(detection_augment, name, neutral)
+    images = torch.full((200, 3, 64, 64), GREY / 255)
+    images[:, :, 24:40, 24:40] = 0  # a square of 16 pixels, red on its left and blue on its right
+    images[:, 0, 24:40, 24:32] = images[:, 2, 24:40, 32:40] = 1
+    sizes, flips = [], 0
+    for image in augment_detection(images, torch.Generator().manual_seed(0)):
+        rows, columns = (image[1] < GREY / 255 / 2).nonzero(as_tuple=True)  # where there is no green
+        if rows.min() == 0 or columns.min() == 0 or rows.max() == 63 or columns.max() == 63:
+            continue  # cropped
+        height, width = (int(at.max() - at.min()) + 1 for at in (rows, columns))
+        assert abs(height - width) <= 1
+        sizes.append(width)
+        red, blue = ((image[channel] > 0.9).nonzero()[:, 1].float().mean() for channel in (0, 2))
+        flips += int(red > blue)
+    assert len(sizes) > 150 and 9 <= min(sizes) <= 11 and 22 <= max(sizes) <= 27  # 16 x 0.6 to 16 x 1.6
+    assert 0.35 < flips / len(sizes) < 0.65
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 6), (2, 3, 7, 7), (3, 8, 8)])
+def test_augmentation_of_what_is_no_letterboxed_image_is_a_value_error(shape):
+    with pytest.raises(ValueError, match=r"problem\.augment='detection'"):
+        augment_detection(torch.zeros(shape), torch.Generator())
