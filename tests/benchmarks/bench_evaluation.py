@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from de_ray.config import PoolConfig
+from de_ray.config import DETECTORS, PoolConfig
 from de_ray.device import threads
 from de_ray.evaluation.operations import weighted_op
 from de_ray.evaluation.replica import Replica, ReplicaSetup
@@ -53,6 +53,9 @@ def load(name: str) -> tuple[Problem, int]:
     """A problem and its calibration inputs a pass."""
     if name == "resnet18":
         return resnet18(), 32
+    if name in DETECTORS:
+        config = compose([f"problem={name}", "problem.calibration_size=16", "problem.inputs_size=16"])
+        return build_problem(config.problem, seed=0), 4
     return build_problem(compose([f"problem={name}"]).problem, seed=0), PoolConfig().batch
 
 
