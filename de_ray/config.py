@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs")
 DIVERGENCES = ("kl", "mse", "cosine")
+AUGMENTATIONS = ("none", "shift")
 DETECTORS = ("yolov3_tiny", "yolov3")
 RANDOM = "random"
 """In place of a path of weights."""
@@ -109,7 +110,7 @@ class ProblemConfig:
         detector = self.name in DETECTORS
         divergences = ("detection", "mse", "cosine") if detector else DIVERGENCES
         require_choice("problem.divergence", self.divergence, divergences)
-        require_choice("problem.augment", self.augment, ("none", "detection") if detector else ("none", "shift"))
+        require_choice("problem.augment", self.augment, ("none", "detection") if detector else AUGMENTATIONS)
         require(0 < self.augment_share <= 1, "problem.augment_share", self.augment_share, "a number in (0, 1]")
         require(self.calibration_size >= 1, "problem.calibration_size", self.calibration_size, "at least 1")
         require(self.inputs_size >= 0, "problem.inputs_size", self.inputs_size, "0 (all inputs) or more")
@@ -217,7 +218,7 @@ class PoolConfig:
     """Calibration inputs a forward pass, >= 1."""
     stack: int = 8
     """Candidates of the same layers that share a pass, >= 1; also the most that travel in one task. Fewer where
-    `pool.cache_mb` has no room for them. Part of the result: other counts may round differently."""
+    `pool.cache_mb`, or a CPU's caches, have no room for them. Part of the result: other counts may round differently."""
     cache_mb: int = 1024
     """Megabytes of activations that an evaluator keeps between passes, and as many for a stack of candidates, >= 1."""
     screen_precision: str = "float32"

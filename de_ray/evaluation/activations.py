@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Key = tuple[int, Hashable]
 """(calibration batch, what): a node of the graph, or something that was derived from one."""
@@ -32,8 +33,12 @@ class Activations:
         """From here on, what is not wanted again may make room."""
         self._call += 1
 
+    def peek(self, key: Key) -> Any:
+        """The value, or None; whether it is wanted remains open."""
+        return self._values.get(key)
+
     def get(self, key: Key) -> Any:
-        """The value, or None."""
+        """The value, or None; wanted by this call."""
         if key not in self._values:
             return None
         self._wanted[key] = self._call
@@ -70,6 +75,4 @@ class Activations:
 
 
 def _bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.element_size() * value.numel()
-    return value.nbytes if isinstance(value, np.ndarray) else 0
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(value) if isinstance(leaf, (Tensor, np.ndarray)))

@@ -46,13 +46,13 @@ class Engine:
         singles = [self.suffix((layer,)) for layer in range(len(student.weights))]
         self._worth_keeping = frozenset(node for one in singles for node in one.needs)
 
-    def outputs(self, candidates: Sequence[Changes], batch: int, screening: str) -> Iterator[tuple[int, Output]]:
+    def outputs(self, candidates: Sequence[Changes], batch: int, in_precision: str) -> Iterator[tuple[int, Output]]:
         """The student's outputs under candidates that change the same layers.
 
         Args:
             candidates: K candidates, see `changes`.
             batch: index of a calibration batch.
-            screening: precision of the pass.
+            in_precision: of the pass; see `device.precision`.
 
         Yields:
             (k, outputs [k * N, ...]) for the next k candidates, stacked.
@@ -70,7 +70,7 @@ class Engine:
         for start in range(0, len(candidates), stack):
             some = candidates[start:start + stack]
             innermost = self._innermost(suffix, some, given, batch)
-            with precision(screening, self._student.weights[0].device):
+            with precision(in_precision, self._student.weights[0].device):
                 values = suffix.run(some, given, innermost, samples)
             yield len(some), self.program.assemble(values)
 
@@ -91,8 +91,8 @@ class Engine:
         """The student's masks changed: forget what depends on them."""
         touched = tuple(change.layer for change in candidate)
         if touched:
-            stale = set(self.suffix(touched).plan)
-            self._activations.forget({node for node in stale} | {("innermost", node) for node in stale})
+            stale = self.suffix(touched).plan
+            self._activations.forget({*stale, *(("innermost", node) for node in stale)})
 
     def refitted(self) -> None:
         """The student's values changed: forget everything."""
@@ -123,7 +123,7 @@ class Engine:
         if missing:
             for what in self._activations.known(batch):
                 if isinstance(what, fx.Node) and what not in found:
-                    found[what] = self._activations.get((batch, what))
+                    found[what] = self._activations.peek((batch, what))
 
             def keep(node: fx.Node, value: Any) -> None:
                 if node in self._worth_keeping or node in missing:
@@ -137,7 +137,7 @@ class Engine:
         """Inputs of root operations in the layout of sparse corrections, for those that have one."""
         found = {}
         for op in suffix.roots:
-            layer = next(one for one, nodes in enumerate(self._readers) if op.weight in nodes)
+            layer = suffix.layer_of[op.weight]
             if all(change[layer].delta is None and change[layer].survivors is None for change in changes):
                 continue
             key = (batch, ("innermost", op.inputs))

@@ -23,7 +23,7 @@ class FullForwards:
         return [LayerChange(self._student, edit) for edit in candidate]
 
     def outputs(self, candidates: Sequence[list[LayerChange]], batch: int,
-                screening: str) -> Iterator[tuple[int, Output]]:
+                in_precision: str) -> Iterator[tuple[int, Output]]:
         """One by one; see `Engine.outputs`."""
         for changes in candidates:
             with contextlib.ExitStack() as stack:
@@ -33,7 +33,7 @@ class FullForwards:
                     if edited.data_ptr() != weight.data_ptr():
                         stack.callback(weight.data.copy_, weight.data.clone())
                         weight.data.copy_(edited)
-                stack.enter_context(precision(screening, self._student.weights[0].device))
+                stack.enter_context(precision(in_precision, self._student.weights[0].device))
                 output = self._student.module(self._batches[batch])
             yield 1, output
 

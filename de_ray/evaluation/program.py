@@ -79,20 +79,20 @@ class Program:
         tensors = [one for one in held if isinstance(one, Tensor)]
         return sum(torch.Size(self._number(n, samples) for n in one.shape).numel() for one in tensors)
 
-    def batch_axis(self, node: fx.Node) -> int | None:
-        """0 where samples lie along the first axis and nowhere else, None where the shape does not depend on them.
+    def holds_samples(self, node: fx.Node) -> bool:
+        """Whether samples lie along the first axis of a node's tensor and nowhere else; False: nowhere at all.
 
         Raises:
-            LookupError: samples lie elsewhere.
+            LookupError: samples lie elsewhere, or the node holds several tensors.
         """
+        if not isinstance(node.meta["val"], Tensor):
+            raise LookupError(node.name)
         shape = node.meta["val"].shape
         along = [axis for axis, length in enumerate(shape)
                  if isinstance(length, torch.SymInt) and self._batch in length.node.expr.free_symbols]
-        if not along:
-            return None
-        if along != [0] or shape[0].node.expr != self._batch:
+        if along and (along != [0] or shape[0].node.expr != self._batch):
             raise LookupError(node.name)
-        return 0
+        return bool(along)
 
     # Running.
 
@@ -120,15 +120,14 @@ class Program:
         targets = list(targets)
         plan = self._needed(targets, given)
         live: Values = {**self.state, **given}
-        last = last_uses(plan)
-        wanted = set(targets)
-        for node in plan:
-            live[node] = self.size(node, samples) if self.is_size(node) else self.call(node, live.__getitem__)
+
+        def compute(node: fx.Node) -> Any:
+            value = self.size(node, samples) if self.is_size(node) else self.call(node, live.__getitem__)
             if keep is not None:
-                keep(node, live[node])
-            for done in last.get(node, ()):
-                if done not in wanted:
-                    del live[done]
+                keep(node, value)
+            return value
+
+        execute(plan, last_uses(plan), live, set(targets), compute)
         return {node: live[node] for node in targets}
 
     @staticmethod
@@ -145,6 +144,24 @@ class Program:
                 if not self.is_size(node):
                     todo.extend(one for one in node.all_input_nodes if one not in given)
         return [node for node in self.operations if node in needed]
+
+
+def execute(plan: Iterable[fx.Node], last: Mapping[fx.Node, list[fx.Node]], live: Values, wanted: Collection[fx.Node],
+            compute: Callable[[fx.Node], Any]) -> None:
+    """Compute operations in order into `live`, and drop values that nothing reads any more.
+
+    Args:
+        plan: operations.
+        last: see `last_uses`.
+        live: values so far.
+        wanted: nodes whose values stay.
+        compute: the value of a node, from those in `live`.
+    """
+    for node in plan:
+        live[node] = compute(node)
+        for done in last.get(node, ()):
+            if done not in wanted:
+                del live[done]
 
 
 @lru_cache(maxsize=4096)

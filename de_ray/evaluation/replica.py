@@ -52,6 +52,8 @@ class Replica:
         self.threads = setup.threads
         self.divergence = setup.divergence
         self._screen_precision = setup.screen_precision
+        if setup.screen_precision == "tf32" and self.device.type == "cpu":
+            log.warning("pool.screen_precision=tf32 is ignored on a CPU, which screens in float32; bfloat16 is not")
         self.student = Student(setup.teacher, setup.layers, self.device)
         self.batches = [moved(batch, self.device) for batch in setup.batches]
         with threads(self.threads), torch.inference_mode():

@@ -135,7 +135,7 @@ BLOCK = 16
 
 @njit(nogil=True, cache=True)
 def _add_channels_last(target, sums, rows):  # pragma: no cover - compiled
-    """target [N, P, R] += sums [T, P, N], which takes PyTorch two to three times as long."""
+    """target [N, P, R] += sums [T, P, N]; PyTorch took 1.7 times as long in a cycle of LeNet-5."""
     samples = target.shape[0]
     for start in range(0, samples, BLOCK):
         stop = min(start + BLOCK, samples)

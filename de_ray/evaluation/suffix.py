@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from de_ray.evaluation.edits import LayerChange
 from de_ray.evaluation.operations import WeightedOp, weighted_op
-from de_ray.evaluation.program import Program, Values, last_uses
+from de_ray.evaluation.program import Program, Values, execute, last_uses
 from de_ray.evaluation.sparse import add_products, samples_innermost, transposed_rows
 
 FLOAT = 4
@@ -34,15 +33,16 @@ class Suffix:
 
     def __init__(self, program: Program, readers: Mapping[int, frozenset[fx.Node]]) -> None:
         self.program = program
-        self._layer_of = {node: layer for layer, nodes in readers.items() for node in nodes}
-        self.plan = program.dependents(self._layer_of)
+        self.layer_of = {node: layer for layer, nodes in readers.items() for node in nodes}
+        """Weight's placeholder -> changed layer."""
+        self.plan = program.dependents(self.layer_of)
         self._last = last_uses(self.plan)
         inside = set(self.plan)
         ops = [(node, weighted_op(node)) for node in self.plan
-               if any(one in self._layer_of for one in node.all_input_nodes)]
+               if any(one in self.layer_of for one in node.all_input_nodes)]
         # A weight that something else reads (a norm of it, say) is put in its place, one candidate at a time.
-        regular = all(op is not None and op.weight in self._layer_of and op.inputs not in self._layer_of
-                      and op.bias not in self._layer_of for _, op in ops)
+        regular = all(op is not None and op.weight in self.layer_of and op.inputs not in self.layer_of
+                      and op.bias not in self.layer_of for _, op in ops)
         self.ops = {node: op for node, op in ops} if regular else {}
         self.roots = [op for op in self.ops.values() if op.inputs not in inside]
         """Changed operations whose inputs are the same for all candidates."""
@@ -51,17 +51,14 @@ class Suffix:
         """Nodes outside whose values the suffix reads."""
         self.constant = [node for node in program.result_nodes if node not in inside]
         """Results that no candidate changes."""
-        self.stackable = regular and self._along_batch([*self.cut, *self.constant])
-
-    def _along_batch(self, nodes: Sequence[fx.Node]) -> bool:
+        self.stackable = regular
+        self._repeated: set[fx.Node] = set()
+        """Outer values that are repeated for each candidate."""
         try:
-            for node in nodes:
-                if isinstance(node.meta["val"], (tuple, list)):
-                    return False
-                self.program.batch_axis(node)
+            self._repeated = {node for node in [*self.cut, *self.constant] if program.holds_samples(node)}
         except LookupError:
-            return False
-        return True
+            self.stackable = False
+        self._bytes: dict[int, int] = {}
 
     @property
     def needs(self) -> list[fx.Node]:
@@ -71,6 +68,11 @@ class Suffix:
 
     def bytes_a_candidate(self, samples: int) -> int:
         """The most that a pass holds at once for each stacked candidate."""
+        if samples not in self._bytes:
+            self._bytes[samples] = self._peak_bytes(samples)
+        return self._bytes[samples]
+
+    def _peak_bytes(self, samples: int) -> int:
         size = {node: FLOAT * self.program.floats(node, samples) for node in self.plan}
         # Values that are the same for all candidates are copied for each of them while they are read.
         copied = {node: FLOAT * sum(self.program.floats(one, samples) for one in node.all_input_nodes
@@ -99,7 +101,7 @@ class Suffix:
             (only,) = changes
             with contextlib.ExitStack() as stack:
                 weights = {layer: stack.enter_context(change.applied()) for layer, change in only.items()}
-                edited = {node: weights[layer] for node, layer in self._layer_of.items()}
+                edited = {node: weights[layer] for node, layer in self.layer_of.items()}
                 return self.program.run(self.program.result_nodes, {**given, **edited}, samples)
         live: Values = dict(self.program.state)
         copies: Values = {}
@@ -111,30 +113,23 @@ class Suffix:
             if self.program.is_size(node):
                 return self.program.size(node, count * samples)
             if node not in copies:
-                copies[node] = self._stacked(node, given[node], count)
+                repeat = count > 1 and node in self._repeated
+                copies[node] = torch.cat([given[node]] * count) if repeat else given[node]
             return copies[node]
 
-        wanted = set(self.program.result_nodes)
-        for node in self.plan:
+        def compute(node: fx.Node) -> Any:
+            copies.clear()
             op = self.ops.get(node)
             if op is None:
-                live[node] = self.program.call(node, value_of)
-            else:
-                mine = [change[self._layer_of[op.weight]] for change in changes]
-                bias = None if op.bias is None else value_of(op.bias)
-                live[node] = (self._below(op, mine, bias, live[op.inputs], samples) if op.inputs in live else
-                              self._at_root(op, mine, bias, given, innermost))
-            copies.clear()
-            for done in self._last.get(node, ()):
-                if done not in wanted:
-                    del live[done]
-        return {node: value_of(node) for node in self.program.result_nodes}
+                return self.program.call(node, value_of)
+            mine = [change[self.layer_of[op.weight]] for change in changes]
+            bias = None if op.bias is None else value_of(op.bias)
+            if op.inputs in live:
+                return self._below(op, mine, bias, live[op.inputs], samples)
+            return self._at_root(op, mine, bias, given, innermost)
 
-    def _stacked(self, node: fx.Node, value: Any, count: int) -> Any:
-        """[N, ...] -> [K * N, ...], the same for all candidates."""
-        if count == 1 or self.program.batch_axis(node) is None:
-            return value
-        return pytree.tree_map_only(Tensor, lambda one: torch.cat([one] * count), value)
+        execute(self.plan, self._last, live, set(self.program.result_nodes), compute)
+        return {node: value_of(node) for node in self.program.result_nodes}
 
     @staticmethod
     def _at_root(op: WeightedOp, changes: Sequence[LayerChange], bias: Tensor | None, given: Mapping[fx.Node, Any],

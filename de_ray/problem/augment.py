@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from de_ray.config import AUGMENTATIONS, require_choice
 from de_ray.problem.base import Augment
 
 REACH = 1
@@ -45,7 +46,12 @@ def shift(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Ten
 
 
 def augmentation(name: str, inputs: Tensor, share: float = 0.5) -> Augment | None:
-    """The augmentation called none or shift of a share of inputs, checked against the inputs [M, ...] to come."""
+    """The augmentation called none or shift of a share of inputs, checked against the inputs [M, ...] to come.
+
+    Raises:
+        ValueError: for another name, or for inputs that are not images.
+    """
+    require_choice("problem.augment", name, AUGMENTATIONS)
     if name == "none":
         return None
     _require_images(inputs)

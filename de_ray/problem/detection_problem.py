@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from de_ray.config import RANDOM, ProblemConfig, require
-from de_ray.problem.base import Divergence, Problem
+from de_ray.problem.base import Problem
 from de_ray.problem.cache import cache_folder
 from de_ray.problem.coco import ANNOTATIONS, TRAIN, VALIDATION, image_files, load_images, read_annotations
 from de_ray.problem.darknet import Darknet
@@ -51,7 +51,8 @@ def build_detector(config: ProblemConfig, seed: int) -> Problem:
     find_layers(network, config.include, config.exclude)  # a mistyped pattern need not wait for data
     size, largest = config.data.size, max(head.stride for head in network.heads)
     require(size % largest == 0, "problem.data.size", size, f"a multiple of the largest stride, {largest}")
-    divergence = _divergence(config, classes(sections))
+    detection = config.divergence == "detection"
+    divergence = detection_divergence(classes(sections)) if detection else make_divergence(config.divergence)
     weights, root = _find(config)
     if weights is None:
         log.warning("%s has random weights: its metrics mean nothing", config.name)
@@ -97,12 +98,6 @@ def _sections(config: ProblemConfig) -> list[Section]:
         raise FileNotFoundError(f"problem.cfg={config.cfg!r}: no such file; leave it out for the package's "
                                 f"{SHIPPED[config.name]}")
     return parse(path.read_text(), path.name)
-
-
-def _divergence(config: ProblemConfig, count: int) -> Divergence:
-    require(config.divergence in ("detection", "mse", "cosine"), "problem.divergence", config.divergence,
-            f"detection, mse or cosine for problem={config.name}")
-    return detection_divergence(count) if config.divergence == "detection" else make_divergence(config.divergence)
 
 
 def _find(config: ProblemConfig) -> tuple[Path | None, Path]:

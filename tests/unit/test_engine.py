@@ -325,3 +325,9 @@ def test_a_sparse_correction_equals_the_dense_convolution(data):
                  entries(tuple(change.shape), positions, change.view(-1)[positions].numpy()))
     conv.weight.add_(change)
     torch.testing.assert_close(found, conv(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_precision_that_a_cpu_does_not_have_is_ignored_aloud(caplog):
+    with caplog.at_level(logging.WARNING):
+        Replica(ReplicaSetup(mlp_problem(), 64, "cpu", 1, screen_precision="tf32"))
+    assert "tf32 is ignored" in caplog.text

@@ -247,3 +247,8 @@ def test_batch_norm_stays_where_folding_would_change_the_output(caplog):
 def test_something_else_than_a_module_is_a_value_error():
     with pytest.raises(ValueError, match="model='function': expected a torch.nn.Module"):
         problem_from_model(lambda x: x, INPUTS)
+
+
+def test_an_augmentation_that_does_not_exist_is_refused_rather_than_taken_for_another():
+    with pytest.raises(ValueError, match=r"problem\.augment='detection': expected one of none, shift"):
+        problem_from_model(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), torch.randn(20, 3, 4, 4), augment="detection")
