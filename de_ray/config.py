@@ -251,6 +251,9 @@ class RefitConfig:
     """Distillation steps after the last cycle, >= 0; their learning rate decays to zero along a cosine."""
     batch: int = 128
     """Inputs a step, >= 1."""
+    precision: str = "float32"
+    """Of the networks' passes in a step: float32, tf32 (GPUs alone) or bfloat16. Weights, moments and divergence are
+    float32."""
     learning_rate: float = 2e-3
     """Adam's learning rate, > 0; constant between cycles."""
     damping: float = 0.01
@@ -261,6 +264,7 @@ class RefitConfig:
         require(self.steps >= 0, "refit.steps", self.steps, "0 or more")
         require(self.final_steps >= 0, "refit.final_steps", self.final_steps, "0 or more")
         require(self.batch >= 1, "refit.batch", self.batch, "at least 1")
+        require_choice("refit.precision", self.precision, PRECISIONS)
         require(self.learning_rate > 0, "refit.learning_rate", self.learning_rate, "a number above 0")
         require(self.damping > 0, "refit.damping", self.damping, "a number above 0")
 

@@ -21,6 +21,7 @@ from de_ray.quantization.pareto import Trial, pick
 from de_ray.quantization.refit import refit_levels
 from de_ray.quantization.sensitivity import sensitivity
 from de_ray.quantization.sweep import divergence_limit, fixed, sweep
+from de_ray.refit.objective import Objective
 from de_ray.seeds import derive, torch_generator
 from de_ray.student import Student
 
@@ -68,9 +69,9 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         # Trials in other processes evaluate through a client, which the pool does not see.
         pool.evaluations = evaluations + len(trials)
         chosen = pick(trials, divergence_limit(table, config.quantization))
-    layers = refit_levels(problem, student, table.candidate(chosen.widths), config.quantization.refit_steps,
-                          config.refit.batch, config.quantization.learning_rate,
-                          torch_generator(config.seed, "levels"))
+    layers = refit_levels(Objective(problem, config.refit, student.weights[0].device), student,
+                          table.candidate(chosen.widths), config.quantization.refit_steps,
+                          config.quantization.learning_rate, torch_generator(config.seed, "levels"))
     others = _quantize_others(problem, config, student)
     by_name = {tensor.name: tensor for tensor in [*layers, *others]}
     state = student.module.state_dict()

@@ -145,8 +145,10 @@ class Darknet(nn.Module):
             A head a [yolo] section: [N, A x (5 + C), H / stride, W / stride], logits x, y, objectness and classes, and
             logarithms of width and height relative to the anchor; in the order x, y, w, h, objectness, classes.
         """
-        # Images kept in bytes take a quarter of the memory.
-        x = images if images.is_floating_point() else images.float() / 255
+        # Images kept in bytes take a quarter of the memory. Convolutions and pooling keep the layout of what they are
+        # given, and with channels innermost they take half the time or less, on CPUs as on GPUs with tensor cores.
+        x = (images if images.is_floating_point() else images.float() / 255).contiguous(
+            memory_format=torch.channels_last)
         outputs: dict[int, Tensor] = {}
         heads = []
         for index, step in enumerate(self.steps):

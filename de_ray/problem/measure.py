@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from de_ray.problem.base import Problem
 
 BATCH = 256
-"""Inputs a forward pass."""
+"""Most inputs of a forward pass."""
+PASS_NUMBERS = 2**22
+"""Most input numbers of a pass: eight images of 416 x 416. Activations of large images fill memory and caches."""
 
 
 def mean_divergence(problem: Problem, module: nn.Module, inputs: Tensor) -> float:
@@ -20,7 +22,7 @@ def mean_divergence(problem: Problem, module: nn.Module, inputs: Tensor) -> floa
     device = next(module.parameters()).device
     total = 0.0
     with torch.inference_mode():
-        for part in inputs.split(BATCH):
+        for part in inputs.split(max(1, min(BATCH, PASS_NUMBERS // max(1, inputs[0].numel())))):
             part = part.to(device)
             total += float(problem.divergence(problem.teacher(part), module(part)).double().sum())
     return total / len(inputs)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from de_ray.codec.tensor import QuantizedTensor
-from de_ray.problem.base import Problem
 from de_ray.quantization.choice import LevelChoice
 from de_ray.quantization.scales import row_scales
-from de_ray.refit.distill import TeacherOutputs
+from de_ray.refit.objective import Objective
 from de_ray.student import Student
 
 LATENT_SHARE = 0.7
@@ -59,16 +59,15 @@ class _Layer:
         return rounded + (self.latent - self.latent.detach()) * self.alive
 
 
-def refit_levels(problem: Problem, student: Student, choices: Sequence[LevelChoice], steps: int, batch: int,
+def refit_levels(objective: Objective, student: Student, choices: Sequence[LevelChoice], steps: int,
                  learning_rate: float, generator: torch.Generator) -> list[QuantizedTensor]:
     """Quantize a student's layers and refit them together to the teacher.
 
     Args:
-        problem: inputs, teacher, divergence.
+        objective: what is minimised.
         student: its weights become the quantized ones and its biases are refitted, in place.
         choices: one a layer.
         steps: >= 0; with 0 the choices are carried out as they are.
-        batch: inputs a step.
         learning_rate: peak, decays to zero along a cosine.
         generator: draws batches and augmentation.
 
@@ -85,16 +84,15 @@ def refit_levels(problem: Problem, student: Student, choices: Sequence[LevelChoi
                              choice.negatives, torch.from_numpy(choice.boundaries).to(device), scales.to(device),
                              weight.detach().clone(), mask))
     if steps:
-        _train(problem, student, layers, steps, batch, learning_rate, generator)
+        _train(objective, student, layers, steps, learning_rate, generator)
     tensors = [_coded(layer, choice) for layer, choice in zip(layers, choices, strict=True)]
     for weight, tensor in zip(student.weights, tensors, strict=True):
         weight.data.copy_(torch.from_numpy(tensor.dequantize()))
     return tensors
 
 
-def _train(problem: Problem, student: Student, layers: list[_Layer], steps: int, batch: int, peak: float,
+def _train(objective: Objective, student: Student, layers: list[_Layer], steps: int, peak: float,
            generator: torch.Generator) -> None:
-    outputs = TeacherOutputs(problem, student.weights[0].device)
     others = [p for p in student.others.values() if p.is_floating_point()]
     moving = [*(layer.table for layer in layers), *(layer.latent for layer in layers), *others]
     for tensor in moving:
@@ -106,14 +104,9 @@ def _train(problem: Problem, student: Student, layers: list[_Layer], steps: int,
             if step == standing_from:
                 for layer in layers:
                     layer.slots = layer.assign()
-            indices = torch.randint(len(problem.inputs), (batch,), generator=generator)
-            inputs = problem.inputs[indices]
-            if problem.augment is not None:
-                inputs = problem.augment(inputs, generator)
-            inputs = inputs.to(layers[0].table.device)
             weights = {layer.name: layer.weight() for layer in layers}
-            output = torch.func.functional_call(student.module, weights, (inputs,))
-            loss = problem.divergence(outputs(inputs, indices.to(inputs.device)), output).mean()
+            loss = objective(lambda inputs, rounded=weights: functional_call(student.module, rounded, (inputs,)),
+                             generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             for group in optimizer.param_groups:

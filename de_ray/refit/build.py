@@ -73,7 +73,7 @@ class DistillRefit:
 
     def __init__(self, student: Student, problem: Problem, config: RefitConfig) -> None:
         self._config = config
-        self._distiller = Distiller(student, problem, config.batch)
+        self._distiller = Distiller(student, problem, config)
 
     def after_cycle(self, generator: torch.Generator) -> None:
         """See `Refit.after_cycle`."""

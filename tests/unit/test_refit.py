@@ -85,16 +85,16 @@ def test_distillation_continued_from_its_state_is_the_same_distillation():
     problem = mlp_problem()
     rate = lambda step: 1e-3  # noqa: E731
     whole = halved(problem)
-    distiller = Distiller(whole, problem, 16)
+    distiller = Distiller(whole, problem, RefitConfig(batch=16))
     for part in range(2):
         distiller.run(5, rate, torch.Generator().manual_seed(part))
     broken = halved(problem)
-    first = Distiller(broken, problem, 16)
+    first = Distiller(broken, problem, RefitConfig(batch=16))
     first.run(5, rate, torch.Generator().manual_seed(0))
     saved, moments = broken.state(), first.state()
     continued = Student(problem.teacher, problem.layers)
     continued.load_state(saved)
-    second = Distiller(continued, problem, 16)
+    second = Distiller(continued, problem, RefitConfig(batch=16))
     second.load_state(moments)
     second.run(5, rate, torch.Generator().manual_seed(1))
     for key, value in whole.state().items():
@@ -104,4 +104,4 @@ def test_distillation_continued_from_its_state_is_the_same_distillation():
 def test_a_diverging_distillation_is_an_error_that_says_what_to_lower():
     problem = branchy_problem()
     with pytest.raises(FloatingPointError, match="refit.learning_rate"):
-        Distiller(halved(problem), problem, 8).run(40, lambda step: 1e30, torch.Generator())
+        Distiller(halved(problem), problem, RefitConfig(batch=8)).run(40, lambda step: 1e30, torch.Generator())

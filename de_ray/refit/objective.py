@@ -1,0 +1,68 @@
+"""What every refit minimises: a network's mean divergence from the teacher on random inputs, without labels."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from de_ray.config import RefitConfig
+from de_ray.device import moved, precision
+from de_ray.problem.base import Output, Problem
+
+CACHE_BYTES = 256 * 2**20
+"""Teacher outputs up to this size are computed once and kept; larger ones are computed for each batch."""
+
+
+class Objective:
+    """Mean divergence on a random batch of a problem's inputs, augmented as the problem has it.
+
+    Args:
+        problem: inputs, teacher, divergence, augmentation.
+        config: `batch` and `precision` are used.
+        device: where networks run.
+    """
+
+    def __init__(self, problem: Problem, config: RefitConfig, device: torch.device) -> None:
+        self._problem, self._config, self._device = problem, config, device
+        self._teacher: nn.Module = problem.teacher.to(device)
+        self._kept: list[Tensor] | None = None
+        if problem.augment is None:
+            self._keep()
+
+    def __call__(self, forward: Callable[[Tensor], Output], generator: torch.Generator) -> Tensor:
+        """Draw a batch and take the divergence of `forward` from the teacher on it: [], differentiable.
+
+        Args:
+            forward: inputs [N, ...] on the device -> the network's outputs.
+            generator: draws the batch and its augmentation; on the CPU.
+        """
+        problem = self._problem
+        indices = torch.randint(len(problem.inputs), (self._config.batch,), generator=generator)
+        inputs = problem.inputs[indices]
+        if problem.augment is not None:
+            inputs = problem.augment(inputs, generator)
+        inputs = moved(inputs, self._device)
+        with precision(self._config.precision, self._device):
+            if self._kept is not None:
+                indices = indices.to(self._device)
+                expected = tree_unflatten([leaf[indices] for leaf in self._kept], self._structure)
+            else:
+                expected = self._expected(inputs)
+            found = forward(inputs)
+        return problem.divergence(expected, found).mean()
+
+    @torch.no_grad()
+    def _expected(self, inputs: Tensor) -> Output:
+        return self._teacher(inputs)
+
+    def _keep(self) -> None:
+        """Keep the teacher's outputs on all inputs, where they are small."""
+        inputs = self._problem.inputs
+        first, self._structure = tree_flatten(self._expected(inputs[:1].to(self._device)))
+        if sum(leaf.numel() * leaf.element_size() for leaf in first) * len(inputs) > CACHE_BYTES:
+            return
+        with precision(self._config.precision, self._device):
+            parts = [tree_flatten(self._expected(part.to(self._device)))[0]
+                     for part in inputs.split(self._config.batch)]
+        self._kept = [torch.cat(leaves) for leaves in zip(*parts, strict=True)]
