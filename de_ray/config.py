@@ -256,6 +256,9 @@ class RefitConfig:
     float32."""
     learning_rate: float = 2e-3
     """Adam's learning rate, > 0; constant between cycles."""
+    relative: bool = False
+    """Whether learning rates, that of quantization included, are relative to the size of each layer's weights. They
+    should be where layers differ in size by much, as they do once batch norm is folded."""
     damping: float = 0.01
     """Ridge of least squares, as a share of the mean diagonal of the inputs' Gram matrix, > 0."""
 

@@ -71,7 +71,8 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         chosen = pick(trials, divergence_limit(table, config.quantization))
     layers = refit_levels(Objective(problem, config.refit, student.weights[0].device), student,
                           table.candidate(chosen.widths), config.quantization.refit_steps,
-                          config.quantization.learning_rate, torch_generator(config.seed, "levels"))
+                          config.quantization.learning_rate, config.refit.relative,
+                          torch_generator(config.seed, "levels"))
     others = _quantize_others(problem, config, student)
     by_name = {tensor.name: tensor for tensor in [*layers, *others]}
     state = student.module.state_dict()

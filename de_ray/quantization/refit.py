@@ -19,6 +19,7 @@ from de_ray.codec.tensor import QuantizedTensor
 from de_ray.quantization.choice import LevelChoice
 from de_ray.quantization.scales import row_scales
 from de_ray.refit.objective import Objective
+from de_ray.refit.optimizer import Adam
 from de_ray.student import Student
 
 LATENT_SHARE = 0.7
@@ -60,7 +61,7 @@ class _Layer:
 
 
 def refit_levels(objective: Objective, student: Student, choices: Sequence[LevelChoice], steps: int,
-                 learning_rate: float, generator: torch.Generator) -> list[QuantizedTensor]:
+                 learning_rate: float, relative: bool, generator: torch.Generator) -> list[QuantizedTensor]:
     """Quantize a student's layers and refit them together to the teacher.
 
     Args:
@@ -69,6 +70,7 @@ def refit_levels(objective: Objective, student: Student, choices: Sequence[Level
         choices: one a layer.
         steps: >= 0; with 0 the choices are carried out as they are.
         learning_rate: peak, decays to zero along a cosine.
+        relative: see `Adam`.
         generator: draws batches and augmentation.
 
     Returns:
@@ -84,20 +86,20 @@ def refit_levels(objective: Objective, student: Student, choices: Sequence[Level
                              choice.negatives, torch.from_numpy(choice.boundaries).to(device), scales.to(device),
                              weight.detach().clone(), mask))
     if steps:
-        _train(objective, student, layers, steps, learning_rate, generator)
+        _train(objective, student, layers, steps, learning_rate, relative, generator)
     tensors = [_coded(layer, choice) for layer, choice in zip(layers, choices, strict=True)]
     for weight, tensor in zip(student.weights, tensors, strict=True):
         weight.data.copy_(torch.from_numpy(tensor.dequantize()))
     return tensors
 
 
-def _train(objective: Objective, student: Student, layers: list[_Layer], steps: int, peak: float,
+def _train(objective: Objective, student: Student, layers: list[_Layer], steps: int, peak: float, relative: bool,
            generator: torch.Generator) -> None:
     others = [p for p in student.others.values() if p.is_floating_point()]
     moving = [*(layer.table for layer in layers), *(layer.latent for layer in layers), *others]
     for tensor in moving:
         tensor.requires_grad_(True)
-    optimizer = torch.optim.Adam(moving)
+    optimizer = Adam(moving, relative)
     standing_from = round(LATENT_SHARE * steps)
     try:
         for step in range(steps):
@@ -107,11 +109,9 @@ def _train(objective: Objective, student: Student, layers: list[_Layer], steps: 
             weights = {layer.name: layer.weight() for layer in layers}
             loss = objective(lambda inputs, rounded=weights: functional_call(student.module, rounded, (inputs,)),
                              generator)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = peak * (1 + math.cos(math.pi * step / steps)) / 2
-            optimizer.step()
+            optimizer.step(peak * (1 + math.cos(math.pi * step / steps)) / 2)
     finally:
         for tensor in moving:
             tensor.requires_grad_(False)

@@ -8,6 +8,7 @@ from torch import Tensor
 from de_ray.config import RefitConfig
 from de_ray.problem.base import Problem
 from de_ray.refit.objective import Objective
+from de_ray.refit.optimizer import Adam
 from de_ray.student import Student
 
 class Distiller:
@@ -16,28 +17,22 @@ class Distiller:
     Args:
         student: changed in place; masks are held.
         problem: inputs, teacher, divergence, augmentation.
-        config: `batch` and `precision` are used.
+        config: `batch`, `precision` and `relative` are used.
     """
 
     def __init__(self, student: Student, problem: Problem, config: RefitConfig) -> None:
         self._student = student
         self._objective = Objective(problem, config, student.weights[0].device)
         self._parameters = [p for p in student.module.parameters() if p.is_floating_point()]
-        self._optimizer = torch.optim.Adam(self._parameters, fused=True)
+        self._optimizer = Adam(self._parameters, config.relative)
 
     def state(self) -> dict[str, Tensor]:
-        """Adam's moments and step counts, on the CPU."""
-        return {f"adam.{index}.{key}": value.detach().cpu().clone()
-                for index, entry in self._optimizer.state_dict()["state"].items() for key, value in entry.items()}
+        """What `load_state` needs to continue."""
+        return self._optimizer.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned; other entries of `state` are ignored."""
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("adam."):
-                _, index, key = name.split(".")
-                entries.setdefault(int(index), {})[key] = value.clone()
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": entries})
+        self._optimizer.load_state(state)
 
     def run(self, steps: int, learning_rate: Callable[[int], float], generator: torch.Generator) -> float:
         """Take steps; returns the mean divergence of the last tenth of them (NaN where there are no steps).
@@ -53,16 +48,15 @@ class Distiller:
         student = self._student
         masks = [mask.to(weight.dtype) for mask, weight in zip(student.masks, student.weights, strict=True)]
         losses = []
+        self._optimizer.measure()
         for parameter in self._parameters:
             parameter.requires_grad_(True)
         try:
             for step in range(steps):
                 loss = self._objective(student.module, generator)
-                self._optimizer.zero_grad(set_to_none=True)
+                self._optimizer.zero_grad()
                 loss.backward()
-                for group in self._optimizer.param_groups:
-                    group["lr"] = learning_rate(step)
-                self._optimizer.step()
+                self._optimizer.step(learning_rate(step))
                 for weight, mask in zip(student.weights, masks, strict=True):
                     weight.data.mul_(mask)
                 losses.append(loss.detach())
