@@ -129,6 +129,11 @@ class Letterbox:
         """Left and top of the scaled image in the square."""
         return (self.size - self.inner[0]) // 2, (self.size - self.inner[1]) // 2
 
+    def crop(self, square: Tensor) -> Tensor:
+        """[C, size, size] -> [C, height, width] of the scaled image, without the grey."""
+        (left, top), (width, height) = self.corner, self.inner
+        return square[:, top:top + height, left:left + width]
+
     def undo(self, found: Detections) -> Detections:
         """Detections in pixels of the image, clipped to it."""
         (left, top), (width, height) = self.corner, self.inner
