@@ -40,8 +40,8 @@ class Detections:
         """Those with a higher score."""
         return self.at(self.scores > score)
 
-    def at(self, index: Tensor) -> "Detections":
-        """Those that an index or a mask names."""
+    def at(self, index: Tensor | slice) -> "Detections":
+        """Those that an index, a slice or a mask names."""
         return Detections(self.boxes[index], self.scores[index], self.classes[index])
 
 

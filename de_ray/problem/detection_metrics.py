@@ -120,7 +120,7 @@ def agreement(expected: Sequence[Detections], found: Sequence[Detections]) -> di
 
 
 def matched(objects: Detections, found: Detections) -> Tensor:
-    """bool [D]: the objects with a detection of their own; best first, each takes the free one that overlaps it most."""
+    """bool [D]: which have a detection of their own; best first, each takes the free one that overlaps it most."""
     overlap = torch.where(_same(objects, found), box_iou(objects.boxes, found.boxes), 0)  # [D, D']
     result = torch.zeros(len(objects), dtype=torch.bool)
     for index, row in enumerate(overlap):

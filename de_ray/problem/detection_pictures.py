@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ROWS = 6
 """Images."""
+MOST = 40
+"""Detections of a network in an image, the best: a broken student's hundreds would hide it, and take minutes."""
 
 
 class DetectionPictures:
@@ -39,7 +41,8 @@ class DetectionPictures:
         Args:
             models: by the title of their columns; in eval mode, on their devices.
         """
-        from de_ray.problem.drawing import Scene, draw_scenes  # matplotlib is slow to import
+        # matplotlib is slow to import, and only pictures need it.
+        from de_ray.problem.drawing import Scene, draw_scenes
 
         expected = self._metrics.expected
         confident = torch.tensor([len(each.above(CONFIDENT)) for each in expected])
@@ -70,7 +73,7 @@ class DetectionPictures:
         from de_ray.problem.drawing import Mark
 
         lost = [] if missed is None else self._listed(missed)
-        seen = self._listed(found.at(found.scores >= SEEN))
+        seen = self._listed(found.at(found.scores >= SEEN).at(slice(MOST)))
         return [Mark(box, kind, f"missed: {label}", missed=True) for box, kind, label in lost] + [
             Mark(box, kind, label) for box, kind, label in seen]
 

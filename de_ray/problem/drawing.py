@@ -14,7 +14,7 @@ from matplotlib.transforms import Bbox
 
 DPI = 100
 PANEL = 480
-"""Pixels of a panel's longer side. Panels start on whole pixels: equal photographs side by side then compress to one."""
+"""Pixels of a panel's longer side. Panels start on whole pixels: equal photographs side by side compress as one."""
 GAP = 8
 """Pixels between panels."""
 HEAD = 26
@@ -142,13 +142,13 @@ def _label(axes: Axes, marks: Sequence[Mark]) -> None:
         size = text.get_window_extent(renderer).padded(PAD).size
         box = Bbox(axes.transData.transform(np.reshape(mark.box, (2, 2))))  # pixels, upwards
         places = [_inside(frame, place, size) for place in _places(box, size)]
-        best = min(places, key=lambda place: sum(_overlap(place, other) for other in placed))
-        placed.append(best)
+        best = min(places, key=lambda place: _overlap(place, placed))
+        placed.append(best.extents)
         text.set_position(axes.transData.inverted().transform(best.min + PAD))
 
 
 def _places(box: Bbox, size: np.ndarray) -> list[tuple[float, float]]:
-    """Lower left corners for a label of a box, the best first: above, inside at the top, below, inside at the bottom."""
+    """Lower left corners for a box's label, best first: above, inside at the top, below, inside at the bottom."""
     heights = (box.ymax, box.ymax - size[1], box.ymin - size[1], box.ymin)
     return [(left, low) for low in heights for left in (box.xmin, box.xmax - size[0])]
 
@@ -159,6 +159,8 @@ def _inside(frame: Bbox, corner: tuple[float, float], size: np.ndarray) -> Bbox:
     return Bbox([low, low + size])
 
 
-def _overlap(a: Bbox, b: Bbox) -> float:
-    """Area that two labels share."""
-    return float(np.prod(np.clip(np.minimum(a.max, b.max) - np.maximum(a.min, b.min), 0, None)))
+def _overlap(label: Bbox, placed: list[np.ndarray]) -> float:
+    """Area that a label shares with others, left, low, right, high each."""
+    others = np.reshape(placed, (-1, 4))
+    sides = np.minimum(label.max, others[:, 2:]) - np.maximum(label.min, others[:, :2])
+    return float(sides.clip(0).prod(1).sum())
