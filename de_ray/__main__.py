@@ -1,4 +1,4 @@
-"""`python -m de_ray inspect FILE` and `python -m de_ray evaluate FILE problem=NAME [overrides]`."""
+"""`python -m de_ray inspect FILE` and `python -m de_ray evaluate FILE problem=NAME [overrides] [--pictures PNG]`."""
 
 import argparse
 import copy
@@ -18,12 +18,13 @@ def inspect(path: str) -> None:
     print_file_summary(path, codec.inspect(path))
 
 
-def evaluate(path: str, overrides: list[str]) -> None:
+def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> None:
     """Print the decoded network's metrics and divergence beside the teacher's, as JSON.
 
     Args:
         path: a compressed file.
         overrides: of the configuration, in Hydra's syntax; `problem=NAME` among them.
+        pictures: a PNG to write, of what teacher and file detect in held-out images; for detectors.
     """
     from de_ray import codec
     from de_ray.problem.build import build_problem
@@ -34,12 +35,19 @@ def evaluate(path: str, overrides: list[str]) -> None:
     state = codec.decode(path)  # a damaged file need not wait for data and teacher
     config = compose(overrides)
     problem = build_problem(config.problem, config.seed)
+    if pictures is not None and problem.pictures is None:
+        raise ValueError(f"--pictures={pictures!r}: expected nothing, problem={problem.name} has no pictures to draw")
+    decoded = codec.fill(copy.deepcopy(problem.teacher), state)
     parameters, size = sum(p.numel() for p in problem.teacher.parameters()), Path(path).stat().st_size
     print(json.dumps({
         "problem": problem.name, "parameters": parameters, "file_bytes": size,
         "ratio": BYTES_A_PARAMETER * parameters / size, "teacher": measure(problem, problem.teacher),
-        "decoded": measure(problem, codec.fill(copy.deepcopy(problem.teacher), state)),
+        "decoded": measure(problem, decoded),
     }, indent=2))
+    if pictures is not None:
+        from de_ray.figures import save
+
+        save(problem.pictures({"decoded file": decoded}), Path(pictures))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,12 +59,13 @@ def main(arguments: list[str] | None = None) -> None:
     command = commands.add_parser("evaluate", help="metrics and divergence of a file beside its teacher's")
     command.add_argument("file")
     command.add_argument("overrides", nargs="+", metavar="override", help="problem=NAME and other Hydra overrides")
+    command.add_argument("--pictures", metavar="PNG", help="draw what teacher and file detect; for detectors")
     given = parser.parse_args(arguments)
     try:
         if given.command == "inspect":
             inspect(given.file)
         else:
-            evaluate(given.file, given.overrides)
+            evaluate(given.file, given.overrides, given.pictures)
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {error}")
 

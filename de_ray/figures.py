@@ -25,13 +25,14 @@ SHOWN = 0.999
 Survivors = dict[str, tuple[np.ndarray, np.ndarray | None]]
 
 
-def draw_all(folder: Path, report: dict, survivors: Survivors) -> list[Path]:
+def draw_all(folder: Path, report: dict, survivors: Survivors, pictures: Figure | None = None) -> list[Path]:
     """Draw every figure that the report has data for.
 
     Args:
         folder: made where it is missing.
         report: as `report.json` has it.
         survivors: layer -> its survivors' values [k] before quantization and its levels [L].
+        pictures: of held-out inputs, where the problem has some.
 
     Returns:
         Paths of the PNG files.
@@ -41,10 +42,13 @@ def draw_all(folder: Path, report: dict, survivors: Survivors) -> list[Path]:
                "levels": _levels(survivors)}
     if len(report["trials"]) > 1:
         figures["pareto"] = _pareto(report["trials"], report["chosen"])
-    return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    if pictures is not None:
+        figures["pictures"] = pictures
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG at the figure's own resolution; returns its path."""
     FigureCanvasAgg(figure).print_png(path)
     return path
 

@@ -32,6 +32,8 @@ class Result:
     """The file."""
     report: dict
     """As `report.json` has it."""
+    student: nn.Module
+    """What was measured, in eval mode, on the run's device."""
     model: nn.Module
     """What the file decodes to, in eval mode, on the CPU."""
     survivors: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -85,7 +87,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                 "student": measured["metrics"], "decoded": problem.metrics(decoded), "decoded_equals_student": True,
                 "history": history}
     report |= {**evaluated, "seconds": clock.seconds, "seed": config.seed, "versions": versions()}
-    return Result(data, report, decoded.cpu(), _survivors(problem, weights, quantized))
+    return Result(data, report, student.module, decoded.cpu(), _survivors(problem, weights, quantized))
 
 
 def fingerprint(problem: Problem, config: Config) -> dict:

@@ -13,6 +13,7 @@ from de_ray.evolve import Record
 from de_ray.figures import draw_all
 from de_ray.files import write_atomically
 from de_ray.pipeline import Result, run
+from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
 from de_ray.progress import Progress
 from de_ray.report import print_report, write_json
@@ -52,7 +53,7 @@ def run_session(config: Config, folder: Path) -> Result:
                                      if isinstance(value, int | float) and key != "cycle"}, record.cycle)
 
             result = run(problem, config, folder, on_record, progress.stage)
-        written = _write(result, folder)
+        written = _write(result, problem, folder)
         tracker.log_metrics(_final_metrics(result.report), len(result.report["history"]))
         for number, trial in enumerate(result.report["trials"]):
             with tracker.child(f"trial {number}") as child:
@@ -71,12 +72,14 @@ def run_session(config: Config, folder: Path) -> Result:
     return result
 
 
-def _write(result: Result, folder: Path) -> list[Path]:
+def _write(result: Result, problem: Problem, folder: Path) -> list[Path]:
     """Write the file, the report and the figures; returns the paths, the configuration's among them."""
     report = folder / REPORT_FILE
     write_json(report, result.report)
-    return [result.save(folder / STUDENT_FILE), report, folder / CONFIG_FILE,
-            *draw_all(folder / "figures", result.report, result.survivors)]
+    file = result.save(folder / STUDENT_FILE)
+    pictures = problem.pictures and problem.pictures({"student": result.student, "decoded file": result.model})
+    return [file, report, folder / CONFIG_FILE,
+            *draw_all(folder / "figures", result.report, result.survivors, pictures)]
 
 
 def _saved(config: Config) -> str:

@@ -1,11 +1,14 @@
 """What is compressed: a teacher, unlabelled inputs, a divergence, metrics and the layers that may be zeroed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Output = Any
 """What a model returns: a tensor, or a tuple, list or dict of them, nested at will."""
@@ -70,6 +73,8 @@ class Problem:
     """On held-out data, labelled where there are labels; called for the report alone."""
     augment: Augment | None = None
     """Label-free augmentation of refit inputs."""
+    pictures: "Callable[[Mapping[str, nn.Module]], Figure] | None" = None
+    """Draws what models make of some held-out inputs, by the title of their columns, beside the teacher."""
 
     @property
     def weights(self) -> int:

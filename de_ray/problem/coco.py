@@ -46,6 +46,12 @@ class Annotations:
         """Category of each class: networks count classes without gaps, in the order of COCO's ids, which have some."""
         return sorted(category["id"] for category in self.content["categories"])
 
+    @property
+    def class_names(self) -> list[str]:
+        """Of each class."""
+        names = {category["id"]: str(category.get("name", category["id"])) for category in self.content["categories"]}
+        return [names[category_id] for category_id in self.category_ids]
+
 
 def image_files(folder: Path, key: str) -> list[Path]:
     """The images directly in a folder, by name.

@@ -40,8 +40,8 @@ class Detections:
         """Those with a higher score."""
         return self.at(self.scores > score)
 
-    def at(self, index: Tensor) -> "Detections":
-        """Those that an index or a mask names."""
+    def at(self, index: Tensor | slice) -> "Detections":
+        """Those that an index, a slice or a mask names."""
         return Detections(self.boxes[index], self.scores[index], self.classes[index])
 
 
@@ -128,6 +128,11 @@ class Letterbox:
     def corner(self) -> tuple[int, int]:
         """Left and top of the scaled image in the square."""
         return (self.size - self.inner[0]) // 2, (self.size - self.inner[1]) // 2
+
+    def crop(self, square: Tensor) -> Tensor:
+        """[C, size, size] -> [C, height, width] of the scaled image, without the grey."""
+        (left, top), (width, height) = self.corner, self.inner
+        return square[:, top:top + height, left:left + width]
 
     def undo(self, found: Detections) -> Detections:
         """Detections in pixels of the image, clipped to it."""

@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -40,7 +41,6 @@ class DetectionMetrics:
                  annotations: Annotations) -> None:
         self._teacher, self._heads = teacher, tuple(heads)
         self._images, self._letterboxes, self._annotations = images, tuple(letterboxes), annotations
-        self._expected: list[Detections] | None = None
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Metrics of a module in eval mode, on its device.
@@ -51,19 +51,23 @@ class DetectionMetrics:
             finds with a score above 0.8 and 0.5, which the model finds too (1 where there are none); false_80, the
             number of objects that the model is sure of, above 0.8, and that the teacher does not have.
         """
-        if self._expected is None:
-            self._expected = self.detections(self._teacher)
-        found = self._expected if model is self._teacher else self.detections(model)
-        return {**average_precision(found, self._annotations), **agreement(self._expected, found)}
+        found = self.expected if model is self._teacher else self.detections(model)
+        return {**average_precision(found, self._annotations), **agreement(self.expected, found)}
+
+    @cached_property
+    def expected(self) -> list[Detections]:
+        """The teacher's detections."""
+        return self.detections(self._teacher)
 
     @torch.inference_mode()
-    def detections(self, model: nn.Module) -> list[Detections]:
-        """A model's detections, an entry an image, in pixels of the image."""
+    def detections(self, model: nn.Module, rows: Sequence[int] | None = None) -> list[Detections]:
+        """A model's detections in the images of some rows, None: in all, in pixels of the image."""
         device = next(model.parameters()).device
+        rows = range(len(self._images)) if rows is None else rows
         found: list[Detections] = []
-        for part in self._images.split(BATCH):
-            found += detect(model(part.to(device)), self._heads)
-        return [letterbox.undo(each) for letterbox, each in zip(self._letterboxes, found, strict=True)]
+        for part in torch.tensor(rows).split(BATCH):
+            found += detect(model(self._images[part].to(device)), self._heads)
+        return [self._letterboxes[row].undo(each) for row, each in zip(rows, found, strict=True)]
 
 
 def average_precision(found: Sequence[Detections], annotations: Annotations) -> dict[str, float]:
@@ -105,7 +109,7 @@ def agreement(expected: Sequence[Detections], found: Sequence[Detections]) -> di
     result = {}
     for name, score in (("80", CONFIDENT), ("50", LIKELY)):
         objects = [each.above(score) for each in expected]
-        kept = sum(_matched(e, f.at(f.scores >= SEEN)) for e, f in zip(objects, found, strict=True))
+        kept = sum(int(matched(e, f.at(f.scores >= SEEN)).sum()) for e, f in zip(objects, found, strict=True))
         total = sum(map(len, objects))
         result |= {f"agreement_{name}": kept / total if total else 1.0, f"objects_{name}": float(total)}
     invented = 0
@@ -115,15 +119,15 @@ def agreement(expected: Sequence[Detections], found: Sequence[Detections]) -> di
     return {**result, "false_80": float(invented)}
 
 
-def _matched(objects: Detections, found: Detections) -> int:
-    """How many objects have a detection of their own: best first, each takes the free one that overlaps it most."""
+def matched(objects: Detections, found: Detections) -> Tensor:
+    """bool [D]: which have a detection of their own; best first, each takes the free one that overlaps it most."""
     overlap = torch.where(_same(objects, found), box_iou(objects.boxes, found.boxes), 0)  # [D, D']
-    count = 0
-    for row in overlap:
+    result = torch.zeros(len(objects), dtype=torch.bool)
+    for index, row in enumerate(overlap):
         if len(row) and row.max() > 0:
-            count += 1
+            result[index] = True
             overlap[:, row.argmax()] = 0  # taken
-    return count
+    return result
 
 
 def _same(a: Detections, b: Detections) -> Tensor:

@@ -17,6 +17,7 @@ from de_ray.problem.darknet_weights import draw_weights, load_weights
 from de_ray.problem.detection_augment import augment_detection
 from de_ray.problem.detection_divergence import detection_divergence
 from de_ray.problem.detection_metrics import DetectionMetrics
+from de_ray.problem.detection_pictures import DetectionPictures
 from de_ray.problem.divergence import make_divergence
 from de_ray.problem.layers import find_layers
 from de_ray.problem.sampling import draw_inputs
@@ -78,11 +79,13 @@ def build_detector(config: ProblemConfig, seed: int) -> Problem:
     if config.augment == "detection":
         augment = partial(augment_detection, share=config.augment_share)
         calibration = augment(calibration, torch.Generator().manual_seed(seed))
+    metrics = DetectionMetrics(teacher, teacher.heads, held_out, letterboxes, annotations)
     return Problem(
         name=config.name, architecture=config.name if config.cfg is None else f"darknet:{Path(config.cfg).name}",
         teacher=teacher, layers=find_layers(teacher, config.include, config.exclude), inputs=inputs,
         calibration=calibration, held_out=held_out, divergence=divergence,
-        metrics=DetectionMetrics(teacher, teacher.heads, held_out, letterboxes, annotations), augment=augment)
+        metrics=metrics, augment=augment,
+        pictures=DetectionPictures(metrics, held_out, letterboxes, annotations.class_names))
 
 
 def build_darknet(name: str) -> Darknet:

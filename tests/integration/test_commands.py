@@ -109,6 +109,12 @@ def test_evaluate_tells_what_the_report_told(serial_run, folder):
     assert told["ratio"] == report["ratio"]
 
 
+def test_pictures_of_a_problem_that_has_none_are_one_clear_error(serial_run, folder):
+    _, err = command(folder, "-m", "de_ray", "evaluate", serial_run / "student.der", "problem=digits",
+                     "problem.teacher.epochs=10", "--pictures", "digits.png", expect=1)
+    assert err.splitlines()[-1].startswith("error: --pictures='digits.png'") and "Traceback" not in err
+
+
 @pytest.mark.parametrize(("overrides", "message"), [
     (["evolution.sparsity=1.5"], "evolution.sparsity=1.5: expected a number in [0, 1)"),
     (["evolution.sparsty=0.5"], "sparsty"),

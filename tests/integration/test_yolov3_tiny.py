@@ -4,11 +4,35 @@ import copy
 
 import pytest
 import torch
+from matplotlib.image import imread
+from mlflow import MlflowClient
 
+from de_ray.__main__ import main
 from de_ray.device import threads
 from de_ray.evaluation.capture import capture
+from de_ray.figures import save
 from de_ray.problem.build import build_problem
 from de_ray.schema import compose
+from de_ray.session import run_session
+
+SMALL_NET = """[net]
+[convolutional]
+filters=4
+size=3
+stride=4
+pad=1
+activation=leaky
+[convolutional]
+filters=170
+size=1
+stride=8
+activation=linear
+[yolo]
+mask=0,1
+anchors=10,14, 23,27
+classes=80
+num=2
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +59,18 @@ def test_the_teacher_agrees_with_itself(teacher_metrics):
     assert teacher_metrics["objects_50"] > teacher_metrics["objects_80"] > 20
 
 
-def test_a_student_that_lost_weights_loses_objects_and_moves_away(problem, teacher_metrics):
+@pytest.fixture(scope="module")
+def student(problem):
+    """The teacher without the smaller half of each layer's weights."""
     student = copy.deepcopy(problem.teacher)
     for layer in problem.layers:
         weight = student.get_submodule(layer.name).weight
         cut = weight.abs().flatten().kthvalue(weight.numel() // 2).values
         weight.data[weight.abs() <= cut] = 0
+    return student
+
+
+def test_a_student_that_lost_weights_loses_objects_and_moves_away(problem, student, teacher_metrics):
     with threads(1), torch.no_grad():
         metrics = problem.metrics(student)
         images = problem.held_out[:4]
@@ -56,3 +86,32 @@ def test_the_network_is_captured_for_any_number_of_real_images(problem):
     assert [tuple(output.shape) for output in outputs] == [(3, 255, 13, 13), (3, 255, 26, 26)]
     for found, wanted in zip(outputs, expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_show_what_the_student_lost_in_a_file_of_few_megabytes(problem, student, teacher_metrics, tmp_path):
+    with threads(1):
+        figure = problem.pictures({"student": student, "the same": problem.teacher})
+    teacher, lossy, same = (int(text.get_text().split(": ")[1].split()[0]) for text in figure.texts[:3])
+    assert same == teacher > lossy
+    assert len(figure.axes) == 18
+    path = save(figure, tmp_path / "pictures.png")
+    assert path.stat().st_size < 3 * 2**20 and imread(path).shape[1] > 1000
+
+
+def test_a_run_writes_and_tracks_pictures_and_its_file_can_be_drawn_again(data_root, tmp_path):
+    (tmp_path / "small.cfg").write_text(SMALL_NET)
+    problem = ["problem=yolov3_tiny", f"problem.cfg={tmp_path / 'small.cfg'}", "problem.weights=random",
+               f"problem.data.root={data_root / 'coco'}", "problem.data.size=64", "problem.data.workers=0",
+               "problem.inputs_size=8", "problem.calibration_size=4"]
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = compose([*problem, "evolution=magnitude", "evolution.cycles=1", "refit=none", "quantization.bits=4",
+                      "quantization.refit_steps=0", "pool=serial", f"tracking.uri={uri}"])
+    run_session(config, tmp_path / "run")
+    picture = tmp_path / "run" / "figures" / "pictures.png"
+    assert imread(picture).shape[1] > 1000
+    client = MlflowClient(uri)
+    (run,) = (run for run in client.search_runs([client.get_experiment_by_name("de-ray").experiment_id])
+              if "mlflow.parentRunId" not in run.data.tags)
+    assert "figures/pictures.png" in {file.path for file in client.list_artifacts(run.info.run_id, "figures")}
+    main(["evaluate", str(tmp_path / "run" / "student.der"), *problem, "--pictures", str(tmp_path / "again.png")])
+    assert imread(tmp_path / "again.png").shape[1] < imread(picture).shape[1]  # no student's column
