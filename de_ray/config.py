@@ -218,7 +218,8 @@ class PoolConfig:
     """Calibration inputs a forward pass, >= 1."""
     stack: int = 8
     """Candidates of the same layers that share a pass, >= 1; also the most that travel in one task. Fewer where
-    `pool.cache_mb`, or a CPU's caches, have no room for them. Part of the result: other counts may round differently."""
+    `pool.cache_mb`, or a CPU's caches, have no room for them. Part of the result: other counts may round
+    differently."""
     cache_mb: int = 1024
     """Megabytes of activations that an evaluator keeps between passes, and as many for a stack of candidates, >= 1."""
     screen_precision: str = "float32"

@@ -12,7 +12,8 @@ import numpy as np
 PROBABILITY_BITS = 16
 ONE = 1 << PROBABILITY_BITS
 LEAST = 16
-"""Probabilities stay in [LEAST, ONE - LEAST]: a symbol costs at least 0.00035 bits, which bounds what a file can say."""
+"""Probabilities stay in [LEAST, ONE - LEAST]: a symbol costs at least 0.00035 bits, which bounds what a file can
+say."""
 LOGIT_UNIT = 256
 LOGIT_LIMIT = 8 * LOGIT_UNIT + LOGIT_UNIT // 2
 """Logits are clamped to +- this; beyond it probabilities are outside their bounds anyway."""

@@ -14,7 +14,7 @@ REACH = 1
 
 
 def shift(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
-    """Move each image, with probability `share`, by its own whole number of pixels, uniform in -REACH..REACH along each axis.
+    """Move each image, with probability `share`, by its own whole pixels, uniform in -REACH..REACH along each axis.
 
     Moved images keep survivors from fitting the teacher's outputs by heart; images that stay where the teacher learned
     them carry its surest answers.

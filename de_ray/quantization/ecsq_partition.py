@@ -87,7 +87,8 @@ def _costs(atoms: Atoms, slope: float, zeros: int) -> tuple[np.ndarray, np.ndarr
     return cell, zero_cell, [n, mass, first]
 
 
-def _table(cells: list[tuple[int, int]], zero_cells: list[tuple[int, int]], prefix: list[np.ndarray], zeros: int) -> tuple[np.ndarray, np.ndarray]:
+def _table(cells: list[tuple[int, int]], zero_cells: list[tuple[int, int]], prefix: list[np.ndarray],
+           zeros: int) -> tuple[np.ndarray, np.ndarray]:
     """Centroids and bits of intervals, in order; zero's is left out when nothing is zero."""
     n, mass, first = prefix
     total = n[-1] + zeros

@@ -45,8 +45,8 @@ def pick(trials: Sequence[Trial], limit: float) -> Trial:
     """
     front = pareto(trials)
     if not front:
-        raise ValueError(f"none of {len(trials)} assignments of widths gave a finite divergence: expected at least one; "
-                         "widen quantization.max_bits, or look for a student that diverged before quantization")
+        raise ValueError(f"none of {len(trials)} assignments of widths gave a finite divergence: expected at least "
+                         "one; widen quantization.max_bits, or look for a student that diverged before quantization")
     for trial in front:
         if trial.divergence <= limit:
             return trial

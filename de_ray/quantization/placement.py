@@ -59,7 +59,8 @@ def place(values: np.ndarray, bits: int, placement: str = "ecsq", rate_weight: f
     atoms = make_atoms(values, weights)
     greatest = np.abs(atoms.values).max(initial=0.0)
     if greatest > LARGEST:
-        raise ValueError(f"values of up to {greatest:g}: expected at most {LARGEST:g}, the largest level that the file can hold; divide by a scale first (see scales.layer_exponents)")
+        raise ValueError(f"values of up to {greatest:g}: expected at most {LARGEST:g}, the largest level that the file "
+                         "can hold; divide by a scale first (see scales.layer_exponents)")
     if placement == "uniform":
         return _storable(*_nearest(uniform_levels(atoms, 2**bits)))
     lloyd = lloyd_max_levels(atoms, 2**bits)

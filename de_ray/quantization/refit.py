@@ -52,7 +52,7 @@ class _Layer:
         return torch.where(self.alive, slots, self.zero)
 
     def weight(self) -> Tensor:
-        """The weight that the network runs on; differentiable in the table and, before assignments stand, the latent."""
+        """What the network runs on; differentiable in the table and, before assignments stand, in the latent."""
         table = torch.cat([self.table[:self.zero], self.table.new_zeros(1), self.table[self.zero + 1:]])
         if self.slots is not None:
             return table[self.slots] * self.scales

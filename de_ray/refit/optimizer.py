@@ -9,9 +9,9 @@ from torch import Tensor
 class Adam:
     """Adam (Kingma & Ba, arXiv:1412.6980) on a list of tensors.
 
-    Adam's steps are about as large as the learning rate, whatever the tensor. Once batch norm is folded, layers differ in
-    the size of their weights by factors of hundreds: no single rate serves them all, relative to their size one does
-    (as in Shazeer & Stern, arXiv:1804.04235, section 8).
+    Adam's steps are about as large as the learning rate, whatever the tensor. Once batch norm is folded, layers differ
+    in the size of their weights by factors of hundreds: no single rate serves them all, relative to their size one
+    does (as in Shazeer & Stern, arXiv:1804.04235, section 8).
 
     Args:
         tensors: what is moved.

@@ -73,7 +73,8 @@ def test_ray_and_tune_give_the_serial_runs_file_byte_for_byte(serial_run, folder
 
 
 def test_a_multirun_shares_one_process_and_writes_a_folder_a_job(folder):
-    launch(folder, "-m", "evolution.sparsity=0.5,0.8", "pool=serial", "tracking.enabled=false", "hydra.sweep.dir=sweep", *QUICK)
+    launch(folder, "-m", "evolution.sparsity=0.5,0.8", "pool=serial", "tracking.enabled=false",
+           "hydra.sweep.dir=sweep", *QUICK)
     reports = [json.loads((folder / f"sweep/{job}/report.json").read_text()) for job in (0, 1)]
     assert reports[0]["sparsity"] < reports[1]["sparsity"]
 
@@ -141,13 +142,14 @@ def test_a_users_own_model_is_compressed_from_the_command_line(folder):
         "    return nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))\n")
     script = "import numpy as np; np.save('inputs.npy', np.random.default_rng(0).normal(size=(80, 2, 8)).astype('f4'))"
     command(folder, "-c", script)
-    launch(folder, "problem=custom", "problem.model=mine:build", "problem.calibration=inputs.npy", "evolution.sparsity=0.5",
-           "pool.actors=1", "tracking.enabled=false", "hydra.run.dir=mine", *QUICK[:-1])
+    launch(folder, "problem=custom", "problem.model=mine:build", "problem.calibration=inputs.npy",
+           "evolution.sparsity=0.5", "pool.actors=1", "tracking.enabled=false", "hydra.run.dir=mine", *QUICK[:-1])
     load = "import de_ray, mine; print(de_ray.load('mine/student.der', model=mine.build())[0].weight.shape)"
     assert "[6, 2, 3]" in command(folder, "-c", load)[0]
 
 
 def test_reading_a_file_imports_no_heavy_package(serial_run, folder):
-    code = ("import sys\nfor name in ('ray', 'hydra', 'omegaconf', 'mlflow', 'ultralytics'):\n    sys.modules[name] = None\n"
+    code = ("import sys\nfor name in ('ray', 'hydra', 'omegaconf', 'mlflow', 'ultralytics'):\n"
+            "    sys.modules[name] = None\n"
             "import de_ray\nprint(len(de_ray.load('serial/student.der')))")
     assert command(folder, "-c", code)[0].strip() == "6"

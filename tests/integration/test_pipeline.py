@@ -30,7 +30,8 @@ KEYS = {"problem", "parameters", "sparsity", "layers", "file_bytes", "ratio", "d
 def small(**groups):
     """A configuration that takes seconds."""
     defaults = {"evolution": {"cycles": 4, "population": 6, "generations": 2, "saliency_inputs": 256},
-                "refit": {"steps": 20, "final_steps": 60}, "quantization": {"trials": 6, "refit_steps": 40, "max_bits": 4},
+                "refit": {"steps": 20, "final_steps": 60},
+                "quantization": {"trials": 6, "refit_steps": 40, "max_bits": 4},
                 "pool": {"kind": "serial"}}
     types = {"evolution": EvolutionConfig, "refit": RefitConfig, "quantization": QuantizationConfig, "pool": PoolConfig}
     return Config(**{name: types[name](**{**defaults[name], **groups.get(name, {})}) for name in types})
@@ -93,7 +94,8 @@ def test_a_baseline_evaluates_no_candidate_sets(digits, method):
 
 def test_directed_evolution_starts_no_worse_than_its_criteria(digits):
     result = run(digits, small(evolution={"cycles": 1}, refit={"steps": 0, "final_steps": 0}))
-    plain = [run(digits, small(evolution={"cycles": 1, "criteria": [c], "generations": 0}, refit={"steps": 0, "final_steps": 0}))
+    plain = [run(digits, small(evolution={"cycles": 1, "criteria": [c], "generations": 0},
+                               refit={"steps": 0, "final_steps": 0}))
              for c in ("fisher", "magnitude")]
     assert result.report["history"][0]["divergence"] <= min(p.report["history"][0]["divergence"] for p in plain)
 

@@ -22,7 +22,8 @@ def quantized(draw, name: str = "weight") -> QuantizedTensor:
     if draw(st.booleans()):
         most = draw(st.sampled_from([1, 3, 1000, 2**24]))
         symbols = np.where(mask, rng.integers(-most, most + 1, shape), 0).astype(np.int32)
-        return QuantizedTensor(name, symbols, step=np.float32(2.0 ** draw(st.integers(-40, 20)) * 1.1), row_exponents=exponents)
+        step = np.float32(2.0 ** draw(st.integers(-40, 20)) * 1.1)
+        return QuantizedTensor(name, symbols, step=step, row_exponents=exponents)
     count = draw(st.integers(1, 256))
     numbers = np.unique(rng.normal(0, 1, 4 * count).astype(np.float16))
     levels = np.sort(rng.choice(numbers[numbers != 0], min(count, len(numbers) - 1), replace=False)).astype(np.float32)

@@ -14,6 +14,7 @@ from de_ray.problem.measure import mean_divergence
 from de_ray.refit.build import build_refit
 from de_ray.refit.distill import Distiller
 from de_ray.refit.least_squares import refit_rows
+from de_ray.refit.optimizer import Adam
 from de_ray.student import Student
 from tests.networks import branchy_problem, mlp_problem
 
@@ -60,6 +61,50 @@ def test_refit_lowers_the_divergence_and_holds_the_masks(make, method):
     assert mean_divergence(problem, student.module, problem.calibration) < before / 2
     for weight, mask in zip(student.weights, student.masks, strict=True):
         assert (weight[~mask] == 0).all() and (weight[mask] != 0).any()
+
+
+def test_refit_in_bfloat16_lowers_the_divergence_and_keeps_float32_weights():
+    problem = branchy_problem()
+    student = halved(problem)
+    before = mean_divergence(problem, student.module, problem.calibration)
+    config = RefitConfig(steps=60, learning_rate=3e-3, batch=32, precision="bfloat16")
+    build_refit(student, problem, config).after_cycle(torch.Generator().manual_seed(0))
+    assert mean_divergence(problem, student.module, problem.calibration) < before / 2
+    assert all(weight.dtype == torch.float32 for weight in student.weights)
+
+
+def test_relative_steps_follow_the_size_of_each_tensors_survivors():
+    small, large = torch.full((4, 4), 0.01), torch.full((4, 4), 5.0)
+    large[2:] = 0.0  # zeroed weights do not count
+    former = small.clone(), large.clone()
+    optimizer = Adam([small, large], relative=True)
+    small.grad, large.grad = torch.full((4, 4), 1e-3), torch.full((4, 4), 20.0)
+    optimizer.step(0.1)  # Adam's first step is the learning rate, whatever the gradient
+    torch.testing.assert_close(former[0] - small, torch.full((4, 4), 0.001), rtol=1e-4, atol=0)
+    torch.testing.assert_close(former[1] - large, torch.full((4, 4), 0.5), rtol=1e-4, atol=0)
+
+
+def test_relative_steps_of_a_layer_without_survivors_are_finite():
+    empty = torch.zeros(3)
+    optimizer = Adam([empty], relative=True)
+    empty.grad = torch.ones(3)
+    optimizer.step(0.1)
+    assert empty.isfinite().all()
+
+
+def test_a_networks_function_does_not_depend_on_the_unit_of_its_hidden_layer_when_steps_are_relative():
+    """Scaling one layer up and the next one down leaves a ReLU network's function alone, and so it should its refit."""
+    found = []
+    for factor in (1.0, 256.0):
+        problem = mlp_problem()
+        student = halved(problem)
+        student.weights[0].data.mul_(factor)
+        student.module.get_submodule(student.layers[0].name).bias.data.mul_(factor)
+        student.weights[1].data.div_(factor)
+        refit = build_refit(student, problem, RefitConfig(steps=20, learning_rate=1e-2, batch=32, relative=True))
+        refit.after_cycle(torch.Generator().manual_seed(0))
+        found.append(mean_divergence(problem, student.module, problem.calibration))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_least_squares_with_all_weights_alive_finds_the_teacher_again():
