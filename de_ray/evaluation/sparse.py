@@ -57,6 +57,7 @@ def entries(shape: tuple[int, ...], positions: np.ndarray, values: np.ndarray) -
 
 def samples_innermost(op: WeightedOp, inputs: Tensor) -> np.ndarray:
     """The operation's inputs as the kernel reads them: float32 [C, depth, height, width, N]."""
+    inputs = inputs.float()  # products are float32, whatever precision the pass screens in
     if op.spatial == 0:
         flat = inputs.reshape(-1, inputs.shape[-1])  # [N * positions, D]
         return flat.t().contiguous().reshape(flat.shape[1], 1, 1, 1, flat.shape[0]).numpy()

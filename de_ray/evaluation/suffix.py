@@ -183,8 +183,8 @@ def _transposed(changes: Sequence[LayerChange], base: Tensor, inputs: np.ndarray
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Room for a result in the layout of another tensor: convolutions and pooling follow their inputs' layout."""
+    """Room for a float32 result in the layout of another tensor: convolutions and pooling follow their inputs'."""
     last = like.ndim == len(shape) == 4 and not like.is_contiguous() and like.is_contiguous(
         memory_format=torch.channels_last)
-    return torch.empty(shape, dtype=like.dtype, device=like.device,
+    return torch.empty(shape, dtype=torch.float32, device=like.device,
                        memory_format=torch.channels_last if last else torch.contiguous_format)

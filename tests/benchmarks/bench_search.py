@@ -1,9 +1,9 @@
 """Directed evolution against each baseline at equal sparsity: once at equal refit, once at equal wall-clock.
 
 Every method prunes and refits the same teacher on the same inputs, in one process. At equal wall-clock a baseline's
-distillation steps are stretched until it takes as long as directed evolution did; clocks count the processor time of the
-one thread, so that other work on the machine does not count. The last line is one JSON object; divergences and metrics
-are of held-out inputs, medians over the seeds, before quantization.
+distillation steps, or its cycles where there is no refit, are stretched until it takes as long as directed evolution
+did; clocks count the processor time of the one thread, so that other work on the machine does not count. The last line
+is one JSON object; divergences and metrics are of held-out inputs, medians over the seeds, before quantization.
 
     python tests/benchmarks/bench_search.py --problem lenet300_mnist --sparsity 0.98 --seeds 0 1 2
 """
@@ -36,12 +36,15 @@ def prune(problem: Problem, config: Config) -> dict:
             evolve(problem, config, student, pool, None, {}, lambda record, total: None)
             seconds = time.process_time() - started
         found = measure(problem, student.module)
-    return {"divergence": found["divergence"]["held_out"], "seconds": seconds, "steps": config.refit.steps,
-            "final_steps": config.refit.final_steps, **found["metrics"]}
+    return {"divergence": found["divergence"]["held_out"], "seconds": seconds, "cycles": config.evolution.cycles,
+            "steps": config.refit.steps, "final_steps": config.refit.final_steps, **found["metrics"]}
 
 
 def stretched(config: Config, factor: float) -> Config:
-    """The same configuration with more distillation steps."""
+    """The same configuration with more distillation steps, or more cycles where there are none."""
+    if config.refit.steps == config.refit.final_steps == 0:
+        evolution = dataclasses.replace(config.evolution, cycles=round(config.evolution.cycles * factor))
+        return dataclasses.replace(config, evolution=evolution)
     refit = dataclasses.replace(config.refit, steps=round(config.refit.steps * factor),
                                 final_steps=round(config.refit.final_steps * factor))
     return dataclasses.replace(config, refit=refit)

@@ -266,14 +266,19 @@ def test_the_cache_keeps_what_the_present_call_wants_and_drops_what_only_earlier
     assert cache.held == 0 and cache.get((0, "a")) is None
 
 
-def test_lower_precision_screens_and_leaves_everything_else_exact():
-    problem = mlp_problem()
-    exact, rough = (Replica(ReplicaSetup(problem, 64, "cpu", 1, screen_precision=name))
-                    for name in ("float32", "bfloat16"))
-    candidates = [sets(problem, [0, 1], 0.3, np.random.default_rng(seed)) for seed in range(4)]
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("share", [0.3, 0.97])
+def test_lower_precision_screens_and_leaves_everything_else_exact(name, share):
+    problem = problem_of(name)
+    exact, rough = (Replica(ReplicaSetup(problem, 8, "cpu", 1, screen_precision=precision))
+                    for precision in ("float32", "bfloat16"))
+    rng = np.random.default_rng(0)
+    layers = range(len(problem.layers))
+    candidates = [sets(problem, layers, share, rng) for _ in range(3)]
+    candidates += [sets(problem, [layer], share, rng) for layer in layers]
     expected = exact.evaluate(candidates, [0, 1])
     screened = rough.evaluate(candidates, [0, 1], screening=True)
-    assert not np.array_equal(screened, expected) and np.allclose(screened, expected, rtol=0.1)
+    assert not np.array_equal(screened, expected) and np.allclose(screened, expected, rtol=0.1, atol=1e-6)
     np.testing.assert_array_equal(rough.evaluate(candidates, [0, 1]), expected)
     np.testing.assert_array_equal(exact.evaluate(candidates, [0, 1], screening=True), expected)
 
