@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs")
 DIVERGENCES = ("kl", "mse", "cosine")
 AUGMENTATIONS = ("none", "shift")
-DETECTORS = ("yolov3_tiny", "yolov3")
+DARKNETS = ("yolov3_tiny", "yolov3")
+DETECTORS = (*DARKNETS, "ultralytics", "fashion_scenes")
 RANDOM = "random"
 """In place of a path of weights."""
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -63,10 +64,13 @@ class DataConfig:
     """Side in pixels of the square that images are laid into, a multiple of the network's largest stride, >= 32."""
     workers: int = 2
     """Processes that read images, >= 0; 0: the run's own."""
+    scenes: int = 4096
+    """Training scenes of fashion_scenes, >= 16; a sixteenth as many are held out. Others leave it as it is."""
 
     def __post_init__(self) -> None:
         require(self.size >= 32, "problem.data.size", self.size, "at least 32")
         require(self.workers >= 0, "problem.data.workers", self.workers, "0 or more")
+        require(self.scenes >= 16, "problem.data.scenes", self.scenes, "at least 16")
 
 
 @dataclass
@@ -74,7 +78,8 @@ class ProblemConfig:
     """What is compressed: the teacher, its inputs, the divergence and the layers that may be zeroed."""
 
     name: str = "digits"
-    """digits, lenet300_mnist, lenet5_mnist, lenet300_fashion, lenet5_fashion, yolov3_tiny, yolov3 or custom."""
+    """digits, lenet300_mnist, lenet5_mnist, lenet300_fashion, lenet5_fashion, yolov3_tiny, yolov3, ultralytics,
+    fashion_scenes or custom."""
     model: str | None = None
     """`package.module:build`, a callable that returns the trained `nn.Module`; custom problems only."""
     calibration: str | None = None
@@ -97,10 +102,13 @@ class ProblemConfig:
     augment_share: float = 0.5
     """Share of the inputs that augmentation changes, in (0, 1]."""
     cfg: str | None = None
-    """A Darknet `.cfg` in place of the package's; detectors only."""
+    """A Darknet `.cfg` in place of the package's; yolov3_tiny and yolov3 only."""
     weights: str | None = None
-    """A Darknet `.weights` file, or random. None: the published name in `darknet` under DE_RAY_DATA, or under datasets/
-    in the cache. Detectors only."""
+    """yolov3_tiny and yolov3: a Darknet `.weights` file, or random; None: the published name in `darknet` under
+    DE_RAY_DATA, or under datasets/ in the cache. ultralytics: a checkpoint (`.pt`, a path, or a name in `ultralytics`
+    under the same), or a `.yaml`, which gives an architecture for `teacher.checkpoint`, or random weights without."""
+    trust_checkpoint: bool = False
+    """Whether a pickle may be opened, which runs whatever code it holds; ultralytics only."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images of detectors."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -114,10 +122,18 @@ class ProblemConfig:
         require(0 < self.augment_share <= 1, "problem.augment_share", self.augment_share, "a number in (0, 1]")
         require(self.calibration_size >= 1, "problem.calibration_size", self.calibration_size, "at least 1")
         require(self.inputs_size >= 0, "problem.inputs_size", self.inputs_size, "0 (all inputs) or more")
+        if self.name not in DARKNETS:
+            require(self.cfg is None, "problem.cfg", self.cfg,
+                    "nothing, unless problem is one of " + ", ".join(DARKNETS))
+        if self.name == "ultralytics":
+            require(bool(self.weights), "problem.weights", self.weights, "a .pt or .yaml file, for problem=ultralytics")
+        else:
+            require(not self.trust_checkpoint, "problem.trust_checkpoint", self.trust_checkpoint,
+                    "nothing, unless problem=ultralytics")
+        if self.name not in (*DARKNETS, "ultralytics"):
+            require(self.weights is None, "problem.weights", self.weights,
+                    "nothing, unless problem is one of " + ", ".join((*DARKNETS, "ultralytics")))
         if not detector:
-            for key in ("cfg", "weights"):
-                require(getattr(self, key) is None, f"problem.{key}", getattr(self, key),
-                        "nothing, unless problem is one of " + ", ".join(DETECTORS))
             require(self.data == DataConfig(), "problem.data", self.data,
                     "nothing, unless problem is one of " + ", ".join(DETECTORS))
         if self.name == "custom":

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from de_ray.config import DETECTORS, ProblemConfig
+from de_ray.config import DARKNETS, DETECTORS, ProblemConfig
 from de_ray.problem.augment import augmentation
 from de_ray.problem.base import Problem
 from de_ray.problem.classifiers import ARCHITECTURES, accuracy
@@ -34,6 +34,8 @@ CLASSIFIERS = {
     "lenet5_fashion": _Classifier("lenet5", partial(load_mnist, "FashionMNIST")),
 }
 PROBLEMS = (*CLASSIFIERS, *DETECTORS, "custom")
+ULTRALYTICS = "ultralytics:"
+"""Of architectures of that package, before the name of the YAML."""
 
 
 def build_problem(config: ProblemConfig, seed: int) -> Problem:
@@ -49,11 +51,19 @@ def build_problem(config: ProblemConfig, seed: int) -> Problem:
     """
     if config.name == "custom":
         return build_custom(config, seed)
-    if config.name in DETECTORS:
-        # torchvision and Pillow are slow to import, and classifiers do without them.
+    # torchvision and Pillow are slow to import, and classifiers do without them.
+    if config.name in DARKNETS:
         from de_ray.problem.detection_problem import build_detector
 
         return build_detector(config, seed)
+    if config.name == "ultralytics":
+        from de_ray.problem.ultralytics_problem import build_ultralytics
+
+        return build_ultralytics(config, seed)
+    if config.name == "fashion_scenes":
+        from de_ray.problem.scenes_problem import build_scenes
+
+        return build_scenes(config, seed)
     if config.name not in CLASSIFIERS:
         raise ValueError(f"problem.name={config.name!r}: expected one of {', '.join(PROBLEMS)}")
     classifier = CLASSIFIERS[config.name]
@@ -78,19 +88,31 @@ def build_problem(config: ProblemConfig, seed: int) -> Problem:
 
 
 def build_architecture(name: str) -> nn.Module:
-    """A built-in architecture, untrained, as a file's header names it: digits_mlp, lenet300, lenet5 or a detector.
+    """A built-in architecture, untrained, as a file's header names it.
+
+    There are digits_mlp, lenet300, lenet5, yolov3_tiny, yolov3, fashion_scenes, and `ultralytics:` with the name of one of
+    that package's YAML files and the number of classes, as in ultralytics:yolov8n-seg:80.
 
     Custom models are never imported by a name that a file holds: give `de_ray.load` the module.
 
     Raises:
         ValueError: for other names.
     """
-    if name in DETECTORS:
+    if name in DARKNETS:
         from de_ray.problem.detection_problem import build_darknet
 
         return build_darknet(name)
+    if name == "fashion_scenes":
+        from de_ray.problem.scenes_problem import build_segmenter
+        from de_ray.problem.ultralytics import raw_heads
+
+        return raw_heads(build_segmenter())
+    if name.startswith(ULTRALYTICS):
+        from de_ray.problem.ultralytics import build_named
+
+        return build_named(name.removeprefix(ULTRALYTICS))
     if name not in ARCHITECTURES:
-        known = ", ".join((*ARCHITECTURES, *DETECTORS))
+        known = ", ".join((*ARCHITECTURES, *DARKNETS, "fashion_scenes", f"{ULTRALYTICS}NAME:CLASSES"))
         raise ValueError(f"architecture {name!r} is not built in (there are {known}): "
                          "build the module yourself and pass it to de_ray.load(path, model=...)")
     return ARCHITECTURES[name]()

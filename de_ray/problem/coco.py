@@ -34,7 +34,7 @@ class Annotations:
     content: dict
     """COCO's JSON: images, annotations and categories."""
     files: tuple[Path, ...]
-    """One an image, in the order of `content["images"]`."""
+    """One an image, in the order of `content["images"]`; none where images were made in memory."""
 
     @property
     def image_ids(self) -> list[int]:

@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from de_ray.problem.darknet import Head
+from de_ray.problem.masks import cropped
 
 LEAST_SCORE = 0.001
 """Lowest score of a detection, as COCO evaluations have it."""
@@ -32,6 +34,8 @@ class Detections:
     """float32 [D], objectness x class, in (0, 1]."""
     classes: Tensor
     """int64 [D]."""
+    masks: np.ndarray | None = None
+    """object [D], run-length encoded over the whole image as `masks.encode` does it; None: of a detector without."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -42,7 +46,10 @@ class Detections:
 
     def at(self, index: Tensor | slice) -> "Detections":
         """Those that an index, a slice or a mask names."""
-        return Detections(self.boxes[index], self.scores[index], self.classes[index])
+        masks = self.masks
+        if masks is not None:
+            masks = masks[index if isinstance(index, slice) else index.numpy()]
+        return Detections(self.boxes[index], self.scores[index], self.classes[index], masks)
 
 
 def decode(outputs: Sequence[Tensor], heads: Sequence[Head]) -> tuple[Tensor, Tensor]:
@@ -81,7 +88,7 @@ def detect(outputs: Sequence[Tensor], heads: Sequence[Head], least: float = LEAS
         least: score that detections exceed.
     """
     boxes, scores = (tensor.cpu() for tensor in decode(outputs, heads))
-    return [_suppress(b, s, least) for b, s in zip(boxes, scores, strict=True)]
+    return [suppress(b, s, least)[0] for b, s in zip(boxes, scores, strict=True)]
 
 
 def split_anchors(output: Tensor, classes: int) -> Tensor:
@@ -96,16 +103,26 @@ def split_anchors(output: Tensor, classes: int) -> Tensor:
     return output.unflatten(1, (-1, 5 + classes))
 
 
-def _suppress(boxes: Tensor, scores: Tensor, least: float) -> Detections:
-    """boxes [B, 4] and scores [B, C] -> the best that do not overlap."""
+def suppress(boxes: Tensor, scores: Tensor, least: float, overlap: float = OVERLAP) -> tuple[Detections, Tensor]:
+    """The best detections that do not overlap.
+
+    Args:
+        boxes: [B, 4].
+        scores: [B, C].
+        least: score that detections exceed.
+        overlap: IoU with a better one of the same class from which on one is suppressed.
+
+    Returns:
+        Up to `MOST` detections, and the row of `boxes` that each came from.
+    """
     usable = boxes.isfinite().all(1, keepdim=True)  # of a broken student, not all
     anchor, kind = ((scores > least) & usable).nonzero(as_tuple=True)  # NaN is not above anything
     found = scores[anchor, kind]
     if len(found) > CANDIDATES:
         best = found.topk(CANDIDATES).indices
         anchor, kind, found = anchor[best], kind[best], found[best]
-    kept = batched_nms(boxes[anchor], found, kind, OVERLAP)[:MOST]
-    return Detections(boxes[anchor[kept]], found[kept], kind[kept])
+    kept = batched_nms(boxes[anchor], found, kind, overlap)[:MOST]
+    return Detections(boxes[anchor[kept]], found[kept], kind[kept]), anchor[kept]
 
 
 @dataclass(frozen=True)
@@ -141,4 +158,7 @@ class Letterbox:
         scale = torch.tensor([self.width / width, self.height / height] * 2)
         limit = torch.tensor([self.width, self.height] * 2)
         boxes = ((found.boxes - shift) * scale).clamp(min=torch.zeros(4), max=limit)
-        return Detections(boxes, found.scores, found.classes)
+        masks = None
+        if found.masks is not None:
+            masks = cropped(found.masks, self.corner, self.inner, (self.width, self.height))
+        return Detections(boxes, found.scores, found.classes, masks)

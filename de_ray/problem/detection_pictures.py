@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from de_ray.problem.detection import Detections, Letterbox
 from de_ray.problem.detection_metrics import CONFIDENT, SEEN, DetectionMetrics, matched
+from de_ray.problem.masks import decode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,13 +75,16 @@ class DetectionPictures:
 
         lost = [] if missed is None else self._listed(missed)
         seen = self._listed(found.at(found.scores >= SEEN).at(slice(MOST)))
-        return [Mark(box, kind, f"missed: {label}", missed=True) for box, kind, label in lost] + [
-            Mark(box, kind, label) for box, kind, label in seen]
+        return [Mark(box, kind, f"missed: {label}", missed=True) for box, kind, label, _ in lost] + [
+            Mark(box, kind, label, mask=mask) for box, kind, label, mask in seen]
 
     def _listed(self, found: Detections) -> list[tuple]:
-        """Box, class and label of each."""
-        return [(tuple(box), kind, f"{self._names[kind]} {score:.2f}") for box, score, kind in
-                zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True)]
+        """Box, class, label and mask, if any, of each."""
+        masks = [None] * len(found)
+        if found.masks is not None and len(found):
+            masks = list(decode(found.masks).numpy())
+        return [(tuple(box), kind, f"{self._names[kind]} {score:.2f}", mask) for box, score, kind, mask in
+                zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), masks, strict=True)]
 
 
 def _missed(expected: Detections, found: Detections) -> Detections:

@@ -7,6 +7,7 @@ import logging
 import math
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
@@ -29,15 +30,17 @@ THREADS = 1
 steps this small gain next to nothing from a second thread and stall where another process has its core."""
 
 
-def obtain(model: nn.Module, name: str, inputs: Tensor, labels: Tensor, config: TeacherConfig) -> nn.Module:
+def obtain(model: nn.Module, name: str, inputs: Tensor, labels: Tensor, config: TeacherConfig,
+           fit: Callable[[nn.Module, Tensor, Tensor, TeacherConfig], object] | None = None) -> nn.Module:
     """Give `model` its trained weights, in place, and return it in eval mode.
 
     Args:
         model: an architecture, on the CPU.
         name: the problem's, part of the cache's key.
         inputs: [M, ...] training inputs.
-        labels: int64 [M].
+        labels: int64 [M], or whatever `fit` learns from.
         config: where the weights come from; `config.checkpoint` overrides training.
+        fit: trains `model` in place. None: `train`.
 
     Raises:
         FileNotFoundError, ValueError: for a checkpoint that is missing or does not fit.
@@ -53,11 +56,11 @@ def obtain(model: nn.Module, name: str, inputs: Tensor, labels: Tensor, config: 
         else:
             log.info("teacher of %s: from %s", name, path)
             return model
-    train(model, inputs, labels, config)
+    (fit or train)(model, inputs, labels, config)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(model.state_dict()))
     log.info("teacher of %s: kept as %s", name, path)
-    return model
+    return model.eval()
 
 
 def cached_path(name: str, inputs: Tensor, labels: Tensor, config: TeacherConfig) -> Path:
