@@ -1,5 +1,6 @@
 """Where tensors live and how many CPU threads work on them."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 from de_ray.config import require
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -44,6 +47,18 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = former
     else:
         yield
+
+
+def warn_of_precision(key: str, name: str, device: torch.device) -> None:
+    """Say so where `precision` will have no effect.
+
+    Args:
+        key: of the configuration.
+        name: its value.
+        device: where it is meant for.
+    """
+    if name == "tf32" and device.type == "cpu":
+        log.warning("%s=tf32 is ignored on a CPU, which computes in float32; bfloat16 is not", key)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from de_ray.device import moved, resolve_device, threads
+from de_ray.device import moved, resolve_device, threads, warn_of_precision
 from de_ray.evaluation.capture import CaptureError, capture
 from de_ray.evaluation.chunks import by_layers
 from de_ray.evaluation.edits import Edit
@@ -52,8 +52,7 @@ class Replica:
         self.threads = setup.threads
         self.divergence = setup.divergence
         self._screen_precision = setup.screen_precision
-        if setup.screen_precision == "tf32" and self.device.type == "cpu":
-            log.warning("pool.screen_precision=tf32 is ignored on a CPU, which screens in float32; bfloat16 is not")
+        warn_of_precision("pool.screen_precision", setup.screen_precision, self.device)
         self.student = Student(setup.teacher, setup.layers, self.device)
         self.batches = [moved(batch, self.device) for batch in setup.batches]
         with threads(self.threads), torch.inference_mode():

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from de_ray.config import RefitConfig
-from de_ray.device import moved, precision
+from de_ray.device import moved, precision, warn_of_precision
 from de_ray.problem.base import Output, Problem
 
 CACHE_BYTES = 256 * 2**20
@@ -25,6 +25,7 @@ class Objective:
 
     def __init__(self, problem: Problem, config: RefitConfig, device: torch.device) -> None:
         self._problem, self._config, self._device = problem, config, device
+        warn_of_precision("refit.precision", config.precision, device)
         self._teacher: nn.Module = problem.teacher.to(device)
         self._kept: list[Tensor] | None = None
         if problem.augment is None:
