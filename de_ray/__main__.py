@@ -32,6 +32,8 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
     from de_ray.report import BYTES_A_PARAMETER
     from de_ray.schema import compose
 
+    if pictures is not None and not Path(pictures).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--pictures={pictures!r}: no such folder")
     state = codec.decode(path)  # a damaged file need not wait for data and teacher
     config = compose(overrides)
     problem = build_problem(config.problem, config.seed)

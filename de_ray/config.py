@@ -11,6 +11,8 @@ DIVERGENCES = ("kl", "mse", "cosine")
 AUGMENTATIONS = ("none", "shift")
 DARKNETS = ("yolov3_tiny", "yolov3")
 DETECTORS = (*DARKNETS, "ultralytics", "fashion_scenes")
+ULTRALYTICS = "ultralytics:"
+"""Of architectures of that package, before the name of the YAML."""
 RANDOM = "random"
 """In place of a path of weights."""
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -136,6 +138,16 @@ class ProblemConfig:
         if not detector:
             require(self.data == DataConfig(), "problem.data", self.data,
                     "nothing, unless problem is one of " + ", ".join(DETECTORS))
+        elif self.name == "fashion_scenes":
+            own = DataConfig(size=self.data.size, scenes=self.data.scenes)
+            require(self.data == own, "problem.data", self.data, "size and scenes alone, for problem=fashion_scenes")
+        else:
+            require(self.data.scenes == DataConfig.scenes, "problem.data.scenes", self.data.scenes,
+                    "nothing, unless problem=fashion_scenes")
+            trained = TeacherConfig(checkpoint=self.teacher.checkpoint if self.name == "ultralytics" else None)
+            require(self.teacher == trained, "problem.teacher", self.teacher,
+                    f"nothing that trains, since problem={self.name} is given its weights by problem.weights, and a "
+                    "checkpoint for problem=ultralytics alone")
         if self.name == "custom":
             require(bool(self.model), "problem.model", self.model, "package.module:build, for problem=custom")
             require(bool(self.calibration), "problem.calibration", self.calibration, "an .npy file, for problem=custom")

@@ -40,3 +40,25 @@ def mlp_problem(samples: int = 200) -> Problem:
     """A two-layer perceptron with random weights under kl."""
     torch.manual_seed(0)
     return problem_from_model(nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 4)), torch.randn(samples, 12))
+
+
+def small_cfg(classes: int) -> str:
+    """A Darknet configuration of two convolutions and one head of two anchors."""
+    return f"""[net]
+[convolutional]
+filters=4
+size=3
+stride=4
+pad=1
+activation=leaky
+[convolutional]
+filters={2 * (5 + classes)}
+size=1
+stride=8
+activation=linear
+[yolo]
+mask=0,1
+anchors=10,14, 23,27
+classes={classes}
+num=2
+"""

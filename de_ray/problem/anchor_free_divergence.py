@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from de_ray.problem.anchor_free import AnchorFree, Heads, cells, decode, inside
-from de_ray.problem.detection_divergence import bernoulli_kl
+from de_ray.problem.bernoulli import bernoulli_curvature, bernoulli_kl, random_signs
+from de_ray.problem.divergence import drawn_log_probability, not_below_zero
 
 DRAWN = 32
 """Cells an image whose masks are compared pixel by pixel: several for each of half a dozen objects."""
@@ -55,9 +56,7 @@ class AnchorFreeDivergence:
             raise ValueError(f"the teacher's scores and boxes are {list(t_scores.shape)} and {list(t_sides.shape)}, "
                              f"the student's {list(s_scores.shape)} and {list(s_sides.shape)}: expected the same")
         present = _present(t_scores)  # [N, A]
-        sides = (t_sides.exp() * (t_sides - s_sides)).sum((1, 2))  # [N, A]
-        # Rounding may leave it a hair below 0. Lift the value only: a clamp would also cut the gradient.
-        given = sides + (sides.clamp_min(0) - sides).detach()
+        given = not_below_zero((t_sides.exp() * (t_sides - s_sides)).sum((1, 2)))  # [N, A]
         if self.head.coefficients:
             given = given + self._masks(teacher_out, student_out, present)
         return (bernoulli_kl(t_scores, s_scores).sum(1) + present * given).sum(1)
@@ -70,12 +69,9 @@ class AnchorFreeDivergence:
         scores, sides = self._scores(output), self._sides(output).log_softmax(2)  # [N, C, A], [N, 4, R, A]
         with torch.no_grad():
             present = _present(scores)
-            likely = scores.sigmoid()
-            # sigmoid(-z) rather than 1 - sigmoid(z), which is 0 too early.
-            slopes = _signs(scores, generator) * (likely * (-scores).sigmoid()).sqrt()
-            gumbel = -torch.empty(sides.shape).exponential_(generator=generator).log().to(sides.device)
-            drawn = (sides + gumbel).argmax(2, keepdim=True)  # [N, 4, 1, A]
-        total = (slopes * scores).sum() - (present.sqrt()[:, None, None] * sides.gather(2, drawn)).sum()
+            slopes = random_signs(scores, generator) * bernoulli_curvature(scores).sqrt()
+        drawn = drawn_log_probability(sides, 2, generator)  # [N, 4, 1, A]
+        total = (slopes * scores).sum() - (present.sqrt()[:, None, None] * drawn).sum()
         return total + self._mask_score(output, present, generator) if self.head.coefficients else total
 
     def _scores(self, output: Heads) -> Tensor:
@@ -105,12 +101,12 @@ class AnchorFreeDivergence:
         top, weight = self._drawn(output, present, prototypes)
         logits = _logits(coefficients, prototypes, top)
         with torch.no_grad():
-            curvature = logits.sigmoid() * (-logits).sigmoid() * weight * present.gather(1, top)[..., None, None]
-            slopes = _signs(logits, generator) * (PIXELS * curvature).sqrt()
+            curvature = bernoulli_curvature(logits) * weight * present.gather(1, top)[..., None, None]
+            slopes = random_signs(logits, generator) * (PIXELS * curvature).sqrt()
             values, vectors = torch.linalg.eigh(_moments(prototypes))
             root = vectors * values.clamp_min(0).sqrt()[:, None]  # [N, M, M], its square the moments
             others = present.scatter(1, top, 0.0)[..., None]
-            pull = (PIXELS / 4 * others).sqrt() * (_signs(coefficients, generator) @ root.transpose(1, 2))
+            pull = (PIXELS / 4 * others).sqrt() * (random_signs(coefficients, generator) @ root.transpose(1, 2))
         return (slopes * logits).sum() + (pull * coefficients).sum()
 
     def _drawn(self, output: Heads, present: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,8 +137,3 @@ def _moments(prototypes: Tensor) -> Tensor:
     """Mean over pixels of the prototypes' products: [N, M, M]."""
     flat = prototypes.flatten(2)
     return flat @ flat.transpose(1, 2) / flat.shape[2]
-
-
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random signs of a tensor's shape, on its device."""
-    return (2 * torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8) - 1).to(like)

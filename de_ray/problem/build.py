@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from de_ray.config import DARKNETS, DETECTORS, ProblemConfig
+from de_ray.config import DARKNETS, DETECTORS, ULTRALYTICS, ProblemConfig
 from de_ray.problem.augment import augmentation
 from de_ray.problem.base import Problem
 from de_ray.problem.classifiers import ARCHITECTURES, accuracy
@@ -34,8 +34,6 @@ CLASSIFIERS = {
     "lenet5_fashion": _Classifier("lenet5", partial(load_mnist, "FashionMNIST")),
 }
 PROBLEMS = (*CLASSIFIERS, *DETECTORS, "custom")
-ULTRALYTICS = "ultralytics:"
-"""Of architectures of that package, before the name of the YAML."""
 
 
 def build_problem(config: ProblemConfig, seed: int) -> Problem:
@@ -90,8 +88,8 @@ def build_problem(config: ProblemConfig, seed: int) -> Problem:
 def build_architecture(name: str) -> nn.Module:
     """A built-in architecture, untrained, as a file's header names it.
 
-    There are digits_mlp, lenet300, lenet5, yolov3_tiny, yolov3, fashion_scenes, and `ultralytics:` with the name of one of
-    that package's YAML files and the number of classes, as in ultralytics:yolov8n-seg:80.
+    There are digits_mlp, lenet300, lenet5, yolov3_tiny, yolov3, fashion_scenes, and `ultralytics:` with the name of one
+    of that package's YAML files and the number of classes, as in ultralytics:yolov8n-seg:80.
 
     Custom models are never imported by a name that a file holds: give `de_ray.load` the module.
 

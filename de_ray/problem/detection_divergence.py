@@ -16,18 +16,14 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
+from de_ray.problem.bernoulli import bernoulli_curvature, bernoulli_kl, random_signs
 from de_ray.problem.detection import split_anchors
 from de_ray.problem.divergence import TensorDivergence
 
 SIGMA = 0.25
 """Of a box's centre in cells and of its log size: a box of three cells that is off by as much in all four keeps an IoU
 of about 0.6, still the same object, and it costs half a nat each."""
-SMALL = 0.25
-"""Difference of logits below which `bernoulli_kl` integrates instead of subtracting."""
-NODES = ((0.15505103, 0.31804138), (0.64494897, 0.18195862))
-"""Points and weights of the two-point Gauss rule for the integral of (1 - u) f(u) over [0, 1]."""
 
 
 def detection_divergence(classes: int, sigma: float = SIGMA) -> TensorDivergence:
@@ -66,46 +62,8 @@ def head_score(student: Tensor, generator: torch.Generator, classes: int, sigma:
     s = split_anchors(student, classes)
     with torch.no_grad():
         present = s[:, :, 4:5].sigmoid()
-        # sigmoid(-z) rather than 1 - sigmoid(z), which is 0 too early.
-        curvature = s.sigmoid() * (-s).sigmoid()  # of a Bernoulli variable in its logit
+        curvature = bernoulli_curvature(s)
         curvature[:, :, 5:] *= present
         curvature[:, :, :4] = present / sigma**2
-        signs = torch.randint(0, 2, s.shape, generator=generator, dtype=torch.int8).to(s.device)
-        coefficients = curvature.sqrt() * (2 * signs - 1)
+        coefficients = curvature.sqrt() * random_signs(s, generator)
     return (coefficients[:, :, :2] * s[:, :, :2].sigmoid()).sum() + (coefficients[:, :, 2:] * s[:, :, 2:]).sum()
-
-
-def bernoulli_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(Bernoulli(sigmoid t) || Bernoulli(sigmoid s)) of logits, elementwise in nats.
-
-    Never below 0, and 0 only for equal logits, unless it is below float32's range; relative error about 1e-5.
-    The gradient in `student` is sigmoid(s) - sigmoid(t); there is none in `teacher`.
-    """
-    return _BernoulliKL.apply(teacher, student)
-
-
-class _BernoulliKL(torch.autograd.Function):
-    """By hand, since the value needs care where logits are close, and its gradient none at all."""
-
-    @staticmethod
-    def forward(ctx, teacher: Tensor, student: Tensor) -> Tensor:
-        ctx.save_for_backward(teacher, student)
-        # KL is symmetric in swapping the two outcomes; for t <= 0 nothing below is a difference of large numbers.
-        sign = 1 - 2 * (teacher > 0).to(teacher.dtype)
-        t, s = teacher * sign, student * sign
-        difference = s - t
-        # The Bregman divergence of softplus; where logits are close it would be lost to rounding ...
-        apart = softplus(s) - softplus(t) - t.sigmoid() * difference
-        # ... and its integral form, the second derivative along the way from t to s, is a sum of positive terms.
-        near = torch.zeros_like(apart)
-        for node, weight in NODES:
-            q = torch.lerp(t, s, node).sigmoid()
-            near.add_(weight * q * (1 - q))
-        return torch.where(difference.abs() < SMALL, near * difference.square(), apart)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, Tensor]:
-        teacher, student = ctx.saved_tensors
-        return None, gradient * (student.sigmoid() - teacher.sigmoid())
-
-

@@ -85,8 +85,7 @@ def kl(teacher: Tensor, student: Tensor) -> Tensor:
     # Classes that the teacher rules out (a logit of minus infinity) contribute nothing, rather than 0 x infinity.
     value = torch.where(p > 0, p * (log_p - log_q), 0).sum(axis)  # [N, ...]
     value = value.reshape(len(value), -1).mean(1)  # [N]
-    # Rounding may leave it a hair below 0. Lift the value only: a clamp would also cut the gradient.
-    return value + (value.clamp_min(0) - value).detach()
+    return not_below_zero(value)
 
 
 def mse(teacher: Tensor, student: Tensor) -> Tensor:
@@ -110,9 +109,27 @@ def cosine(teacher: Tensor, student: Tensor) -> Tensor:
 def kl_score(student: Tensor, generator: torch.Generator) -> Tensor:
     """-log q(y) for y drawn from q = softmax(student): the covariance of its gradient is diag(q) - q q^T."""
     log_q = student.log_softmax(1).flatten(2) if student.ndim > 2 else student.log_softmax(1).unsqueeze(2)  # [N, C, P]
-    gumbel = -torch.empty(log_q.shape).exponential_(generator=generator).log().to(student.device)
-    drawn = (log_q.detach() + gumbel).argmax(1, keepdim=True)  # [N, 1, P]
-    return -log_q.gather(1, drawn).sum() / log_q.shape[2] ** 0.5
+    return -drawn_log_probability(log_q, 1, generator).sum() / log_q.shape[2] ** 0.5
+
+
+def drawn_log_probability(log_q: Tensor, axis: int, generator: torch.Generator) -> Tensor:
+    """log q(y) for a y drawn along an axis from each distribution, the axis kept; differentiable.
+
+    Args:
+        log_q: logarithms of probabilities.
+        axis: along which their exponentials sum to 1.
+        generator: on the CPU.
+    """
+    gumbel = -torch.empty(log_q.shape).exponential_(generator=generator).log().to(log_q.device)
+    return log_q.gather(axis, (log_q.detach() + gumbel).argmax(axis, keepdim=True))
+
+
+def not_below_zero(value: Tensor) -> Tensor:
+    """A divergence that rounding may have left a hair below 0.
+
+    The value only is lifted: a clamp would also cut the gradient.
+    """
+    return value + (value.clamp_min(0) - value).detach()
 
 
 def mse_score(student: Tensor, generator: torch.Generator) -> Tensor:

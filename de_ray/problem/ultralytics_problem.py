@@ -6,11 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from de_ray.config import ProblemConfig
+from de_ray.config import ULTRALYTICS, ProblemConfig
 from de_ray.problem.anchor_free import detect
 from de_ray.problem.anchor_free_divergence import AnchorFreeDivergence
 from de_ray.problem.base import Problem
-from de_ray.problem.build import ULTRALYTICS
 from de_ray.problem.coco_problem import Detector, coco_problem, data_roots, find_coco, require_size
 from de_ray.problem.layers import find_layers
 from de_ray.problem.teacher import load_checkpoint

@@ -11,6 +11,7 @@ from de_ray.refit.objective import Objective
 from de_ray.refit.optimizer import Adam
 from de_ray.student import Student
 
+
 class Distiller:
     """Adam on a student's survivors and other parameters; its moments outlive a cycle.
 

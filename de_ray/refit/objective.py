@@ -1,10 +1,11 @@
 """What every refit minimises: a network's mean divergence from the teacher on random inputs, without labels."""
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from de_ray.config import RefitConfig
 from de_ray.device import moved, precision, warn_of_precision
@@ -27,9 +28,6 @@ class Objective:
         self._problem, self._config, self._device = problem, config, device
         warn_of_precision("refit.precision", config.precision, device)
         self._teacher: nn.Module = problem.teacher.to(device)
-        self._kept: list[Tensor] | None = None
-        if problem.augment is None:
-            self._keep()
 
     def __call__(self, forward: Callable[[Tensor], Output], generator: torch.Generator) -> Tensor:
         """Draw a batch and take the divergence of `forward` from the teacher on it: [], differentiable.
@@ -46,8 +44,9 @@ class Objective:
         inputs = moved(inputs, self._device)
         with precision(self._config.precision, self._device):
             if self._kept is not None:
+                leaves, structure = self._kept
                 indices = indices.to(self._device)
-                expected = tree_unflatten([leaf[indices] for leaf in self._kept], self._structure)
+                expected = tree_unflatten([leaf[indices] for leaf in leaves], structure)
             else:
                 expected = self._expected(inputs)
             found = forward(inputs)
@@ -57,13 +56,14 @@ class Objective:
     def _expected(self, inputs: Tensor) -> Output:
         return self._teacher(inputs)
 
-    def _keep(self) -> None:
-        """Keep the teacher's outputs on all inputs, where they are small."""
+    @cached_property
+    def _kept(self) -> tuple[list[Tensor], TreeSpec] | None:
+        """The teacher's outputs on all inputs, where inputs do not change and outputs are small."""
         inputs = self._problem.inputs
-        first, self._structure = tree_flatten(self._expected(inputs[:1].to(self._device)))
+        if self._problem.augment is not None:
+            return None
+        first, structure = tree_flatten(self._expected(inputs[:1].to(self._device)))
         if sum(leaf.numel() * leaf.element_size() for leaf in first) * len(inputs) > CACHE_BYTES:
-            return
-        with precision(self._config.precision, self._device):
-            parts = [tree_flatten(self._expected(part.to(self._device)))[0]
-                     for part in inputs.split(self._config.batch)]
-        self._kept = [torch.cat(leaves) for leaves in zip(*parts, strict=True)]
+            return None
+        parts = [tree_flatten(self._expected(part.to(self._device)))[0] for part in inputs.split(self._config.batch)]
+        return [torch.cat(leaves) for leaves in zip(*parts, strict=True)], structure

@@ -21,13 +21,12 @@ class Adam:
     def __init__(self, tensors: Sequence[Tensor], relative: bool) -> None:
         self._relative = relative
         self._adam = torch.optim.Adam([{"params": [tensor]} for tensor in tensors], fused=True)
-        self._units = [1.0] * len(tensors)
         self.measure()
 
     def measure(self) -> None:
         """Take the tensors' present sizes for those that steps are relative to."""
-        if self._relative:
-            self._units = [_size(group["params"][0].detach()) for group in self._adam.param_groups]
+        tensors = [group["params"][0].detach() for group in self._adam.param_groups]
+        self._units = [_size(tensor) if self._relative else 1.0 for tensor in tensors]
 
     def zero_grad(self) -> None:
         """Forget gradients."""

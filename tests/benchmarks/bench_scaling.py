@@ -98,8 +98,8 @@ def driver(population: int, generations: int, weights: int, density: float, seco
         total = time.perf_counter() - started
     spent["bred"] = total - spent["dispatched and gathered"]
     return {"stack": stack, "population": population, "weights": weights, "survivors": survivors,
-            "zeroed_a_candidate": survivors // 20, "candidates_per_s": evaluated / total, "microseconds": {k: 1e6 * v / evaluated for k, v in spent.items()},
-            "bytes_a_candidate": sent}
+            "zeroed_a_candidate": survivors // 20, "candidates_per_s": evaluated / total,
+            "microseconds": {k: 1e6 * v / evaluated for k, v in spent.items()}, "bytes_a_candidate": sent}
 
 
 def main() -> None:

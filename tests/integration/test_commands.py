@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from de_ray.__main__ import main
+
 REPOSITORY = Path(__file__).parents[2]
 QUICK = ["evolution.cycles=3", "evolution.population=6", "evolution.generations=2", "refit.steps=20",
          "refit.final_steps=40", "quantization.trials=4", "quantization.max_bits=4", "quantization.refit_steps=20",
@@ -114,6 +116,11 @@ def test_pictures_of_a_problem_that_has_none_are_one_clear_error(serial_run, fol
     _, err = command(folder, "-m", "de_ray", "evaluate", serial_run / "student.der", "problem=digits",
                      "problem.teacher.epochs=10", "--pictures", "digits.png", expect=1)
     assert err.splitlines()[-1].startswith("error: --pictures='digits.png'") and "Traceback" not in err
+
+
+def test_a_folder_for_pictures_that_is_not_there_is_an_error_before_anything_is_read():
+    with pytest.raises(SystemExit, match=r"error: --pictures='absent/a.png': no such folder"):
+        main(["evaluate", "no.der", "problem=yolov3_tiny", "--pictures", "absent/a.png"])
 
 
 @pytest.mark.parametrize(("overrides", "message"), [

@@ -14,25 +14,7 @@ from de_ray.figures import save
 from de_ray.problem.build import build_problem
 from de_ray.schema import compose
 from de_ray.session import run_session
-
-SMALL_NET = """[net]
-[convolutional]
-filters=4
-size=3
-stride=4
-pad=1
-activation=leaky
-[convolutional]
-filters=170
-size=1
-stride=8
-activation=linear
-[yolo]
-mask=0,1
-anchors=10,14, 23,27
-classes=80
-num=2
-"""
+from tests.networks import small_cfg
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +81,7 @@ def test_pictures_show_what_the_student_lost_in_a_file_of_few_megabytes(problem,
 
 
 def test_a_run_writes_and_tracks_pictures_and_its_file_can_be_drawn_again(data_root, tmp_path):
-    (tmp_path / "small.cfg").write_text(SMALL_NET)
+    (tmp_path / "small.cfg").write_text(small_cfg(80))
     problem = ["problem=yolov3_tiny", f"problem.cfg={tmp_path / 'small.cfg'}", "problem.weights=random",
                f"problem.data.root={data_root / 'coco'}", "problem.data.size=64", "problem.data.workers=0",
                "problem.inputs_size=8", "problem.calibration_size=4"]

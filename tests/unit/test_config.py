@@ -54,6 +54,22 @@ def test_a_custom_problem_says_what_it_needs():
         compose(["problem=custom"])
 
 
+@pytest.mark.parametrize(("problem", "override"), [
+    ("yolov3_tiny", "problem.teacher.checkpoint=a.safetensors"), ("yolov3", "problem.teacher.epochs=3"),
+    ("ultralytics", "problem.teacher.batch=3"), ("yolov3_tiny", "problem.data.scenes=32"),
+    ("fashion_scenes", "problem.data.root=coco"), ("fashion_scenes", "problem.data.unlabelled=[photographs]"),
+])
+def test_an_option_that_a_detector_would_not_read_is_refused(problem, override):
+    with pytest.raises(ValueError, match="expected") as error:
+        compose([f"problem={problem}", override])
+    assert ".".join(override.split(".")[:2]) in str(error.value)
+
+
+def test_an_architecture_of_ultralytics_takes_a_checkpoint():
+    config = compose(["problem=ultralytics", "problem.weights=yolov8n.yaml", "problem.teacher.checkpoint=a.safetensors"])
+    assert config.problem.teacher.checkpoint == "a.safetensors"
+
+
 def test_every_field_is_documented():
     for name, group in vars(schema).items():
         if dataclasses.is_dataclass(group):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from de_ray.problem import anchor_free_divergence
 from de_ray.problem.anchor_free import AnchorFree, decode, detect, draw_masks, inside
 from de_ray.problem.anchor_free_divergence import PIXELS, AnchorFreeDivergence
+from de_ray.problem.bernoulli import bernoulli_kl
 from de_ray.problem.detection import MOST, Detections, Letterbox
-from de_ray.problem.detection_divergence import bernoulli_kl
 from de_ray.problem.detection_metrics import agreement, mask_overlap
 from de_ray.problem.masks import cropped, encode, mask_iou
 from de_ray.problem.masks import decode as decode_masks

@@ -13,35 +13,19 @@ from PIL import Image
 
 from de_ray.config import DataConfig, ProblemConfig
 from de_ray.problem import detection_augment
+from de_ray.problem.bernoulli import bernoulli_kl
 from de_ray.problem.build import build_problem
 from de_ray.problem.coco import GREY, Annotations, load_images, read_annotations
 from de_ray.problem.darknet import Head
 from de_ray.problem.detection import MOST, Detections, Letterbox, decode, detect
 from de_ray.problem.detection_augment import augment_detection
-from de_ray.problem.detection_divergence import SIGMA, bernoulli_kl, detection_divergence
+from de_ray.problem.detection_divergence import SIGMA, detection_divergence
 from de_ray.problem.detection_metrics import agreement, average_precision
+from tests.networks import small_cfg
 
 HEAD = Head(((10.0, 20.0), (40.0, 30.0)), 2, 16)
 KL = detection_divergence(2)
 LOGITS = arrays(np.float32, (2, 14, 2, 3), elements=st.floats(-12, 12, width=32))
-SMALL_NET = """[net]
-[convolutional]
-filters=4
-size=3
-stride=4
-pad=1
-activation=leaky
-[convolutional]
-filters=14
-size=1
-stride=8
-activation=linear
-[yolo]
-mask=0,1
-anchors=10,14, 23,27
-classes=2
-num=2
-"""
 
 
 def heads_output(objectness=-20.0):
@@ -245,7 +229,7 @@ def coco(tmp_path):
             Image.fromarray(pixels).save(tmp_path / folder / f"{index}.png")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(coco_content()))
-    (tmp_path / "small.cfg").write_text(SMALL_NET)
+    (tmp_path / "small.cfg").write_text(small_cfg(2))
     return tmp_path
 
 

@@ -14,6 +14,7 @@ from de_ray.problem.measure import mean_divergence
 from de_ray.refit.build import build_refit
 from de_ray.refit.distill import Distiller
 from de_ray.refit.least_squares import refit_rows
+from de_ray.refit.objective import Objective
 from de_ray.refit.optimizer import Adam
 from de_ray.student import Student
 from tests.networks import branchy_problem, mlp_problem
@@ -61,6 +62,19 @@ def test_refit_lowers_the_divergence_and_holds_the_masks(make, method):
     assert mean_divergence(problem, student.module, problem.calibration) < before / 2
     for weight, mask in zip(student.weights, student.masks, strict=True):
         assert (weight[~mask] == 0).all() and (weight[mask] != 0).any()
+
+
+def test_the_teacher_runs_once_an_input_where_inputs_stay_and_not_before_a_step_is_taken():
+    problem = mlp_problem()
+    seen = []
+    handle = problem.teacher.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    objective = Objective(problem, RefitConfig(batch=16), torch.device("cpu"))
+    assert not seen
+    for _ in range(3):
+        objective(copy.deepcopy(problem.teacher), torch.Generator().manual_seed(0))
+    handle.remove()
+    # The copies that stand for students count too: 16 inputs each.
+    assert sum(seen) - 3 * 16 == 1 + len(problem.inputs)
 
 
 def test_refit_in_bfloat16_lowers_the_divergence_and_keeps_float32_weights():
