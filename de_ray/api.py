@@ -13,7 +13,8 @@ from de_ray.problem.custom import problem_from_model
 def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: float = 0.9, bits: int | None = 4,
              divergence: str = "kl", held_out: Tensor | np.ndarray | None = None, include: Sequence[str] = ("*",),
              exclude: Sequence[str] = (), evolution: EvolutionConfig | None = None, refit: RefitConfig | None = None,
-             quantization: QuantizationConfig | None = None, pool: PoolConfig | None = None, seed: int = 0,
+             quantization: QuantizationConfig | None = None, pool: PoolConfig | None = None,
+             target_bytes: int | None = None, target_ratio: float | None = None, seed: int = 0,
              threads: int = 1, device: str = "auto") -> Result:
     """Compress a trained network.
 
@@ -29,6 +30,8 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
         exclude: globs of layer names that stay dense.
         evolution, refit, quantization, pool: whole configuration groups; `sparsity` and `bits` go on top of the first
             and the third. The default pool is this process; `PoolConfig(kind="ray")` takes all its cores.
+        target_bytes: size that the file may have; sparsity is then found, and `sparsity` is not used.
+        target_ratio: the same as a ratio, 4 bytes x parameters / bytes of the file.
         seed: of every random draw.
         threads: CPU threads of refit.
         device: auto, cpu, cuda or cuda:N.
@@ -49,7 +52,8 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
     evolution = _replaced(evolution or EvolutionConfig(), sparsity=sparsity)
     quantization = _replaced(quantization or QuantizationConfig(), bits=bits)
     config = Config(evolution=evolution, refit=refit or RefitConfig(), quantization=quantization,
-                    pool=pool or PoolConfig(kind="serial"), seed=seed, threads=threads, device=device)
+                    pool=pool or PoolConfig(kind="serial"), target_bytes=target_bytes, target_ratio=target_ratio,
+                    seed=seed, threads=threads, device=device)
     return run(problem, config)
 
 

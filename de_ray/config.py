@@ -197,6 +197,10 @@ class EvolutionConfig:
     """Share of the survivors' number that may come back from earlier zeros in a cycle, in [0, 1]."""
     temperature: float = 0.3
     """Of Gumbel top-k over log saliency, >= 0; 0 draws the plain top-k."""
+    rate_weight: float = 0.0
+    """Weight of the file's size, >= 0: fitness is divergence x bytes^rate_weight, so that one percent of the bytes is
+    worth as many percent of the divergence, and saliencies are divided by bits^min(1, rate_weight). 0: divergence
+    alone."""
     screen: float = 0.25
     """Share of the calibration batches on which all candidates are raced before the better half sees them all,
     in (0, 1]; 1: no racing."""
@@ -227,6 +231,7 @@ class EvolutionConfig:
         require(0 < self.screen <= 1, key + "screen", self.screen, "a number in (0, 1]")
         require(0 <= self.confirm < 1, key + "confirm", self.confirm, "a number in [0, 1)")
         require(self.quota_sigma >= 0, key + "quota_sigma", self.quota_sigma, "0 or more")
+        require(self.rate_weight >= 0, key + "rate_weight", self.rate_weight, "0 or more")
         require(self.temperature >= 0, key + "temperature", self.temperature, "0 or more")
 
 
@@ -285,6 +290,9 @@ class RefitConfig:
     float32."""
     learning_rate: float = 2e-3
     """Adam's learning rate, > 0; constant between cycles."""
+    final_learning_rate: float | None = None
+    """Peak learning rate of the steps after the last cycle, > 0; None: that of the cycles. Between cycles small steps
+    keep what the teacher knows; what is left of it at the end may need larger ones."""
     relative: bool = False
     """Whether learning rates, that of quantization included, are relative to the size of each layer's weights. They
     should be where layers differ in size by much, as they do once batch norm is folded."""
@@ -298,6 +306,8 @@ class RefitConfig:
         require(self.batch >= 1, "refit.batch", self.batch, "at least 1")
         require_choice("refit.precision", self.precision, PRECISIONS)
         require(self.learning_rate > 0, "refit.learning_rate", self.learning_rate, "a number above 0")
+        require(self.final_learning_rate is None or self.final_learning_rate > 0, "refit.final_learning_rate",
+                self.final_learning_rate, "a number above 0, or null")
         require(self.damping > 0, "refit.damping", self.damping, "a number above 0")
 
 
@@ -374,6 +384,12 @@ class Config:
     """How survivors become levels."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where results go besides the run's folder."""
+    target_bytes: int | None = None
+    """Size that the file may have, >= 1: sparsity and the rate's weight in level placement are then found, in place of
+    `evolution.sparsity`, `quantization.tolerance` and `quantization.rate_weight`. None: the file is as large as it
+    gets."""
+    target_ratio: float | None = None
+    """The same as a ratio, 4 bytes x the teacher's parameters / bytes of the file, > 1."""
     seed: int = 0
     """Of every random draw of the compression, >= 0."""
     device: str = "auto"
@@ -385,6 +401,12 @@ class Config:
     """The folder of an interrupted run, to be continued to the same file."""
 
     def __post_init__(self) -> None:
+        require(self.target_bytes is None or self.target_bytes >= 1, "target_bytes", self.target_bytes,
+                "at least 1, or null")
+        require(self.target_ratio is None or self.target_ratio > 1, "target_ratio", self.target_ratio,
+                "a number above 1, or null")
+        require(self.target_bytes is None or self.target_ratio is None, "target_ratio", self.target_ratio,
+                f"null beside target_bytes={self.target_bytes}, which says the same")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.threads >= 1, "threads", self.threads, "at least 1")
         require(self.device in ("auto", "cpu") or self.device.split(":")[0] == "cuda", "device", self.device,

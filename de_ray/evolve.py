@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from de_ray.evolution.cycle import breed
 from de_ray.evolution.saliency import SaliencyInputs
 from de_ray.evolution.schedule import Targets, next_progress
 from de_ray.problem.base import Problem
+from de_ray.rate import aimed_sparsity, measure_rate, overhead
 from de_ray.refit.build import Refit, build_refit
 from de_ray.seeds import numpy_generator, torch_generator
 from de_ray.student import Student
@@ -68,7 +69,7 @@ OnRecord = Callable[[Record, int], None]
 
 
 def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
-           fingerprint: dict, on_record: OnRecord) -> list[dict]:
+           fingerprint: dict, on_record: OnRecord, limit: int | None = None) -> list[dict]:
     """Evolve a student in place to its sparsity.
 
     Args:
@@ -79,13 +80,15 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
         folder: of the run, for checkpoints; one found there is continued. None: no checkpoints.
         fingerprint: what must be equal for a checkpoint to be continued.
         on_record: told of each record.
+        limit: bytes that the file may have, which decide the sparsity; None: `evolution.sparsity` does.
 
     Returns:
         The history: records as dicts.
     """
     refit = build_refit(student, problem, config.refit)
     state = _restore(folder, fingerprint, student, refit, pool)
-    targets = Targets(config.evolution, problem.layers)
+    evolution = config.evolution
+    targets = Targets(evolution, problem.layers)
     chunks = range(0, config.refit.final_steps if config.refit.method == "distill" else 0, FINAL_CHUNK)
     total = config.evolution.cycles + len(chunks)
     everything = range(pool.batches)
@@ -96,15 +99,21 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
         found = None
         generator = torch_generator(config.seed, "refit", step)
         if step < config.evolution.cycles:
-            state.progress = next_progress(config.evolution, step, state.progress, state.rises)
+            state.progress = next_progress(evolution, step, state.progress, state.rises)
+            rate = None
+            if limit is not None or evolution.rate_weight:
+                rate = measure_rate(student, config.quantization)
+            if limit is not None:
+                sparsity = aimed_sparsity(rate, limit - overhead(problem), targets.follows_sparsity)
+                targets = Targets(replace(evolution, sparsity=sparsity), problem.layers)
             budget = targets.budget(state.progress, [int(mask.sum()) for mask in student.masks])
             given = saliency_inputs(problem, config, student, step)
-            found = breed(given, budget, config.evolution, pool.evaluate, pool.batches,
-                          numpy_generator(config.seed, "search", step))
+            found = breed(given, budget, evolution, pool.evaluate, pool.batches,
+                          numpy_generator(config.seed, "search", step), rate)
             student.commit(found.candidate)
             pool.commit(found.candidate)
             after = found.divergence
-            if config.evolution.schedule == "adaptive":
+            if evolution.schedule == "adaptive":
                 after = after if np.isfinite(after) else float(pool.evaluate([()], everything)[0])
                 state.rises.append(max(after - divergence, LEAST_RISE))
             refit.after_cycle(generator)

@@ -20,6 +20,7 @@ from de_ray.problem.base import Problem
 from de_ray.problem.measure import measure
 from de_ray.quantization.scales import row_scales
 from de_ray.quantize import Quantized, quantize
+from de_ray.rate import size_limit
 from de_ray.report import BYTES_A_PARAMETER, versions
 from de_ray.student import Student
 
@@ -61,18 +62,18 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
         FloatingPointError: the divergence became NaN or infinite.
         RuntimeError: the file does not decode to the student, bit for bit.
     """
-    clock = _Clock(on_stage)
+    clock, limit = _Clock(on_stage), size_limit(problem, config)
     device = resolve_device(config.device)
     problem.teacher.to(device)
     with threads(config.threads):
         student = Student(problem.teacher, problem.layers, device)
         with build_pool(problem, config.pool, student, str(device)) as pool:
             with clock.stage("evolve"):
-                history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record)
+                history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record, limit)
             pruned = measure(problem, student.module)
             weights = [weight.cpu().numpy().copy() for weight in student.weights]
             with clock.stage("quantize"):
-                quantized = quantize(problem, config, student, pool, folder)
+                quantized = quantize(problem, config, student, pool, folder, limit)
             evaluated = {"evaluations": pool.evaluations, "evaluator_peak_mb": pool.peak_mb(),
                          "saved_evaluations": sum(record["saved_evaluations"] for record in history)}
         with clock.stage("encode"):
@@ -86,14 +87,17 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                 "divergence": measured["divergence"], "teacher": problem.metrics(problem.teacher), "pruned": pruned,
                 "student": measured["metrics"], "decoded": problem.metrics(decoded), "decoded_equals_student": True,
                 "history": history}
-    report |= {**evaluated, "seconds": clock.seconds, "seed": config.seed, "versions": versions()}
+    report |= {**evaluated, "target_bytes": limit, "seconds": clock.seconds, "seed": config.seed,
+               "versions": versions()}
     return Result(data, report, student.module, decoded.cpu(), _survivors(problem, weights, quantized))
 
 
 def fingerprint(problem: Problem, config: Config) -> dict:
     """What decides a run's result, for checkpoints: where and how fast it runs is left out."""
     fields = asdict(config)
-    irrelevant = {"pool": ("kind", "actors", "gpus", "task_seconds"), "quantization": tuple(fields["quantization"])}
+    irrelevant = {"pool": ("kind", "actors", "gpus", "task_seconds")}
+    if config.target_bytes is None and config.target_ratio is None and not config.evolution.rate_weight:
+        irrelevant["quantization"] = tuple(fields["quantization"])  # nothing of it matters before its stage
     for group, keys in irrelevant.items():
         for key in keys:
             del fields[group][key]

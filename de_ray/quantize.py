@@ -1,30 +1,45 @@
 """The second stage: a width for each layer, levels placed and refitted, biases rounded; the student ends quantized."""
 
 import contextlib
+import logging
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from de_ray import codec
 from de_ray.codec.tensor import QuantizedTensor
-from de_ray.config import Config
+from de_ray.config import Config, QuantizationConfig
 from de_ray.evaluation.pool import Pool
 from de_ray.evolution.saliency import fisher_diagonal
 from de_ray.evolve import saliency_inputs
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
 from de_ray.quantization.biases import quantize_biases
-from de_ray.quantization.pareto import Trial, pick
+from de_ray.quantization.goal import WithinBytes
+from de_ray.quantization.pareto import Trial
 from de_ray.quantization.refit import refit_levels
-from de_ray.quantization.sensitivity import sensitivity
-from de_ray.quantization.sweep import divergence_limit, fixed, sweep
+from de_ray.quantization.sensitivity import choices_at, sensitivity
+from de_ray.quantization.sweep import fixed, sweep, tolerated
+from de_ray.rate import nominal, overhead
 from de_ray.refit.objective import Objective
 from de_ray.seeds import derive, torch_generator
 from de_ray.student import Student
 
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""At a file within its limit: refit moves levels, so that a file is known only when it is there."""
+CLOSE = 0.97
+"""Share of the limit that a file should use."""
+UNDER, OVER = 0.9, 1.2
+"""Of the bytes that a file is off by, those that the next one is allowed more or less: it had better end below."""
+RATE_STEPS = range(-4, 13)
+"""Weights of the rate that are tried for a limit, as powers of the root of two."""
 BIAS_SHARE = 0.1
 """Of `quantization.tolerance`, what rounding biases may use up."""
 
@@ -44,7 +59,8 @@ class Quantized:
     chosen: Trial
 
 
-def quantize(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None) -> Quantized:
+def quantize(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
+             limit: int | None = None) -> Quantized:
     """Quantize a student in place.
 
     Args:
@@ -53,22 +69,51 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         student: evolved; ends with the very values that its file will decode to.
         pool: replicas of the student.
         folder: of the run, where Tune keeps its results; None: a temporary one.
+        limit: bytes that the file may have; None: what `quantization.tolerance` makes of it.
     """
+    if limit is None:
+        return _quantize(problem, config, student, pool, folder, None)
+    pruned, allowance, best = student.values(), limit - overhead(problem), None
+    for _ in range(ATTEMPTS):
+        student.set_values(pruned)
+        found = _quantize(problem, config, student, pool, folder, allowance)
+        size = len(codec.encode(found.tensors, found.raw, problem.architecture))
+        # Of files that fit, the largest; of files that do not, the smallest.
+        if best is None or (size > limit, abs(size - limit)) < (best[0] > limit, abs(best[0] - limit)):
+            best = size, found, student.values()
+        if CLOSE * limit <= size <= limit:
+            break
+        allowance += round((UNDER if size < limit else OVER) * (limit - size))
+    size, found, values = best
+    student.set_values(values)
+    if size > limit:
+        log.warning("the file has %d bytes, more than the %d that were asked for; take more evolution.cycles, which "
+                    "aim better, or lower quantization.bits", size, limit)
+    return found
+
+
+def _quantize(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
+              allowance: int | None) -> Quantized:
+    """See `quantize`; the allowance is in bytes of the layers, before levels are refitted."""
     curvature = [(c + c[mask].mean() * 1e-2).cpu().numpy() if mask.any() else c.cpu().numpy() for c, mask in
                  zip(_curvature(problem, config, student), student.masks, strict=True)]
     weights = [weight.detach().cpu().numpy() for weight in student.weights]
-    table = sensitivity(weights, [layer.name for layer in problem.layers], pool, config.quantization, curvature)
-    if config.quantization.bits is not None:
-        chosen = fixed(table, pool, config.quantization.bits)
+    names, settings = [layer.name for layer in problem.layers], config.quantization
+    if allowance is not None:
+        settings = fitted(weights, names, settings, curvature, allowance)
+    table = sensitivity(weights, names, pool, settings, curvature)
+    goal = tolerated(table, settings) if allowance is None else WithinBytes(allowance)
+    if settings.bits is not None:
+        chosen = fixed(table, pool, settings.bits)
         trials = [chosen]
     else:
         evaluations = pool.evaluations
         with contextlib.ExitStack() as stack:
             records = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            trials = sweep(table, pool, config.quantization, derive(config.seed, "sweep") % 2**32, records)
+            trials = sweep(table, pool, settings, goal, derive(config.seed, "sweep") % 2**32, records)
         # Trials in other processes evaluate through a client, which the pool does not see.
         pool.evaluations = evaluations + len(trials)
-        chosen = pick(trials, divergence_limit(table, config.quantization))
+        chosen = goal.pick(trials)
     layers = refit_levels(Objective(problem, config.refit, student.weights[0].device), student,
                           table.candidate(chosen.widths), config.quantization.refit_steps,
                           config.quantization.learning_rate, config.refit.relative,
@@ -79,6 +124,26 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
     return Quantized([by_name[name] for name in state if name in by_name],
                      {name: value.cpu() for name, value in state.items() if name not in by_name},
                      list(chosen.widths), trials, chosen)
+
+
+def fitted(weights: Sequence[np.ndarray], names: Sequence[str], config: QuantizationConfig,
+           curvature: Sequence[np.ndarray], allowance: float) -> QuantizationConfig:
+    """The configuration with the least weight of the rate at which layers of one width fit into an allowance.
+
+    Args:
+        weights, names, curvature: see `sensitivity`.
+        config: where it leaves widths open, a nominal one is priced.
+        allowance: bytes of all layers.
+    """
+    low, high = 0, len(RATE_STEPS) - 1  # bytes fall as the rate weighs more
+    settings = [replace(config, rate_weight=(config.rate_weight or 1.0) * 2 ** (step / 2)) for step in RATE_STEPS]
+    while low < high:
+        middle = (low + high) // 2
+        if choices_at(weights, names, nominal(settings[middle]), curvature)[1].sum() <= allowance:
+            high = middle
+        else:
+            low = middle + 1
+    return settings[low]
 
 
 def _curvature(problem: Problem, config: Config, student: Student) -> list[Tensor]:

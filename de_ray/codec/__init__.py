@@ -2,8 +2,8 @@
 
 from de_ray.codec.container import FileSummary, TensorSummary, decode, encode, fill, inspect, load
 from de_ray.codec.header import DamagedFileError
-from de_ray.codec.symbols import coded_bytes
+from de_ray.codec.symbols import coded_bytes, significance
 from de_ray.codec.tensor import QuantizedTensor
 
 __all__ = ["DamagedFileError", "FileSummary", "QuantizedTensor", "TensorSummary", "coded_bytes", "decode", "encode",
-           "fill", "inspect", "load"]
+           "fill", "inspect", "load", "significance"]

@@ -74,6 +74,24 @@ def coded_bytes(tensor: QuantizedTensor) -> int:
     return math.ceil(sum(cost(*part) for part in found) / 8) + table
 
 
+def significance(symbols: np.ndarray) -> np.ndarray:
+    """The probability of being non-zero that the coder's contexts give each symbol before they see it.
+
+    Args:
+        symbols: int32 [R, ...].
+
+    Returns:
+        float32 of the symbols' shape, in (0, 1).
+    """
+    places = (symbols != 0).astype(np.int32)
+    _, ((_, probabilities),) = describe(QuantizedTensor("", places, levels=np.ones(1, np.float32)))
+    # Non-zero symbols, being all alike, take the same number of decisions after that of their significance.
+    nonzero = places.reshape(-1).astype(np.int64)
+    further = (len(probabilities) - nonzero.size) // max(1, int(nonzero.sum()))
+    first = np.arange(nonzero.size) + further * (np.cumsum(nonzero) - nonzero)
+    return (probabilities[first] / ONE).astype(np.float32).reshape(symbols.shape)
+
+
 def add(encoder: Encoder, found: list[tuple[np.ndarray, np.ndarray]]) -> None:
     """Append a tensor's decisions to a stream."""
     for bits, probabilities in found:

@@ -7,10 +7,13 @@ import numpy as np
 
 from de_ray.config import EvolutionConfig
 from de_ray.evolution.candidate import Candidate
+from de_ray.evolution.rate import RateModel
 from de_ray.evolution.saliency import SaliencyInputs, saliencies
 from de_ray.evolution.search import DirectedSearch
 from de_ray.evolution.space import Budget, SearchSpace
 
+LEAST_PRICE = 0.5
+"""Bits. Where nearly all weights survive, one more zero may even cost; it is still to be zeroed some time."""
 Evaluate = Callable[[Sequence[Candidate], Sequence[int], bool], np.ndarray]
 """(candidates, batches, screening) -> float64 [K] mean divergence, in the candidates' order."""
 
@@ -21,13 +24,13 @@ class Bred:
 
     candidate: Candidate
     divergence: float
-    """Mean over all calibration batches; NaN for a baseline, which evaluates nothing."""
+    """Mean over the batches of the last choice; NaN for a baseline, which evaluates nothing."""
     saved_evaluations: int
     """Evaluations on all batches that racing spared."""
 
 
 def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, evaluate: Evaluate, batches: int,
-          rng: np.random.Generator) -> Bred:
+          rng: np.random.Generator, rate: RateModel | None = None) -> Bred:
     """Find the zeroing sets of a cycle.
 
     Args:
@@ -37,11 +40,32 @@ def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, evalua
         evaluate: measures candidates on replicas of the student.
         batches: number of calibration batches.
         rng: source of the search's draws.
+        rate: what a candidate's file takes; needed where `config.rate_weight` is not 0.
     """
     masks = [mask.flatten().cpu().numpy() for mask in given.student.masks]
     scores = saliencies(config.criteria, given)
+    if config.rate_weight:
+        scores = {criterion: [_by_the_bit(s, prices, config) for s, prices in zip(of, rate.prices, strict=True)]
+                  for criterion, of in scores.items()}
     search = DirectedSearch(SearchSpace(scores, masks, budget, config.regrow), config, batches, rng)
     while (request := search.ask()) is not None:
-        search.tell(evaluate(request.candidates, request.batches, request.screening))
-    candidate, divergence = search.best()
-    return Bred(candidate, divergence, search.saved_evaluations)
+        divergence = evaluate(request.candidates, request.batches, request.screening)
+        search.tell(divergence * [_price(candidate, config, rate) for candidate in request.candidates])
+    candidate, fitness = search.best()
+    return Bred(candidate, fitness / _price(candidate, config, rate), search.saved_evaluations)
+
+
+def _by_the_bit(saliency: np.ndarray, prices: np.ndarray, config: EvolutionConfig) -> np.ndarray:
+    """Saliency by the bits that zeroing saves: a threshold on it is the set of least divergence + multiplier x bits."""
+    return saliency / np.maximum(prices, LEAST_PRICE) ** np.float32(min(config.rate_weight, 1.0))
+
+
+def _price(candidate: Candidate, config: EvolutionConfig, rate: RateModel | None) -> float:
+    """The factor by which a candidate's bytes weigh in its fitness.
+
+    log divergence + weight x log bytes is the Lagrangian of a rate-distortion trade whose multiplier follows the
+    student: as it is pruned its divergence grows by orders of magnitude, and a constant one would soon mean nothing.
+    """
+    if config.rate_weight == 0:
+        return 1.0
+    return (rate.after(candidate) / rate.bits(rate.survivors)) ** config.rate_weight

@@ -4,8 +4,11 @@ Shoham and Gersho 1988: for independent items, minimising bytes + mu * divergenc
 the ladder of multipliers mu walks the lower convex hull of all assignments.
 """
 
+from functools import partial
+
 import numpy as np
 
+from de_ray.quantization.goal import Goal
 from de_ray.quantization.table import SensitivityTable
 
 LADDER = 64
@@ -35,24 +38,16 @@ def allocations(table: SensitivityTable) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(lagrangian(table, multiplier) for multiplier in ladder))
 
 
-def warm_starts(table: SensitivityTable, limit: float, count: int) -> list[tuple[int, ...]]:
-    """The assignments to try first: those of the ladder and the uniform ones, nearest to the limit first.
+def warm_starts(table: SensitivityTable, goal: Goal, count: int) -> list[tuple[int, ...]]:
+    """The assignments to try first: those of the ladder and the uniform ones, nearest to the goal first.
 
     Args:
         table: gives the model.
-        limit: divergence that the sweep's pick must not pass.
+        goal: what the sweep is after.
         count: how many, >= 1; fewer where there are no more.
 
     Returns:
-        Widths by layer, by the distance of the predicted rise from the one that the limit allows, in its logarithm.
+        Widths by layer.
     """
-    allowed = max(limit - table.base, np.finfo(np.float64).tiny)
-
-    def distance(widths: tuple[int, ...]) -> float:
-        rise = table.predicted(widths) - table.base
-        if not np.isfinite(rise):
-            return np.inf
-        return abs(float(np.log(max(rise, allowed * 1e-6) / allowed)))
-
     uniform = [(width,) * len(table.layers) for width in table.widths]
-    return sorted(dict.fromkeys([*allocations(table), *uniform]), key=distance)[:count]
+    return sorted(dict.fromkeys([*allocations(table), *uniform]), key=partial(goal.distance, table))[:count]

@@ -1,11 +1,8 @@
-"""Trials of a sweep, their Pareto front and the one to take."""
+"""Trials of a sweep and their Pareto front."""
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,24 +30,3 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
         if not front or trial.divergence < front[-1].divergence:
             front.append(trial)
     return front
-
-
-def pick(trials: Sequence[Trial], limit: float) -> Trial:
-    """The trial of fewest bytes whose divergence is at most `limit`.
-
-    When there is none, that of least divergence, and a warning is logged.
-
-    Raises:
-        ValueError: every trial failed.
-    """
-    front = pareto(trials)
-    if not front:
-        raise ValueError(f"none of {len(trials)} assignments of widths gave a finite divergence: expected at least "
-                         "one; widen quantization.max_bits, or look for a student that diverged before quantization")
-    for trial in front:
-        if trial.divergence <= limit:
-            return trial
-    best = front[-1]
-    log.warning("no assignment of widths keeps the divergence within %.6g; taking the best one, %.6g at %d bytes",
-                limit, best.divergence, best.bytes)
-    return best

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from de_ray.config import QuantizationConfig
+from de_ray.quantization.choice import LevelChoice
 from de_ray.quantization.choose import Price, choose, choose_exponents
 from de_ray.quantization.table import Evaluator, SensitivityTable
 
@@ -23,18 +24,34 @@ def sensitivity(weights: Sequence[np.ndarray], layers: Sequence[str], pool: Eval
         curvature: of the weights' shapes, >= 0: the divergence's diagonal curvature; None: all weights alike.
         price: coded bytes of a tensor; None: the codec's.
     """
+    choices, sizes = choices_at(weights, layers, config, curvature, price)
+    candidates = [(), *((choice,) for row in choices for choice in row)]
+    fitness = pool.evaluate(candidates, range(pool.batches))
+    return SensitivityTable(tuple(layers), _widths(config), choices, sizes, fitness[1:].reshape(sizes.shape),
+                            float(fitness[0]))
+
+
+def choices_at(weights: Sequence[np.ndarray], layers: Sequence[str], config: QuantizationConfig,
+               curvature: Sequence[np.ndarray] | None = None,
+               price: Price | None = None) -> tuple[tuple[tuple[LevelChoice, ...], ...], np.ndarray]:
+    """Quantize each layer at each width, without evaluating anything; see `sensitivity` for the arguments.
+
+    Returns:
+        Choices by layer, then by width; their coded bytes, int64 [layers, widths].
+    """
     if price is None:
         from de_ray.codec import coded_bytes
 
         price = coded_bytes
-    widths = (config.bits,) if config.bits else tuple(range(config.min_bits, config.max_bits + 1))
+    widths = _widths(config)
     choices, sizes = [], np.zeros((len(weights), len(widths)), np.int64)
     for l, weight in enumerate(weights):
         importance = None if curvature is None else curvature[l]
         exponents = choose_exponents(weight, widths[len(widths) // 2], config, price, importance)
         choices.append(tuple(choose(l, weight, bits, config, importance, exponents) for bits in widths))
         sizes[l] = [price(choice.to_tensor(f"{layers[l]}.weight", weight)) for choice in choices[-1]]
-    candidates = [(), *((choice,) for row in choices for choice in row)]
-    fitness = pool.evaluate(candidates, range(pool.batches))
-    return SensitivityTable(tuple(layers), widths, tuple(choices), sizes,
-                            fitness[1:].reshape(len(weights), len(widths)), float(fitness[0]))
+    return tuple(choices), sizes
+
+
+def _widths(config: QuantizationConfig) -> tuple[int, ...]:
+    return (config.bits,) if config.bits else tuple(range(config.min_bits, config.max_bits + 1))

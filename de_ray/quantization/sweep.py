@@ -10,6 +10,7 @@ from typing import Protocol
 
 from de_ray.config import QuantizationConfig
 from de_ray.quantization.allocate import warm_starts
+from de_ray.quantization.goal import Goal, WithinDivergence
 from de_ray.quantization.pareto import Trial, make_trial
 from de_ray.quantization.search import WidthSearch
 from de_ray.quantization.table import Evaluator, SensitivityTable
@@ -33,9 +34,9 @@ class Pool(Evaluator, Protocol):
         """An evaluator for other processes, or the pool itself when it serves only this one."""
 
 
-def divergence_limit(table: SensitivityTable, config: QuantizationConfig) -> float:
-    """The divergence that the assignment may reach: the pruned student's, raised by the tolerance."""
-    return table.base + config.tolerance * max(table.base, config.negligible)
+def tolerated(table: SensitivityTable, config: QuantizationConfig) -> WithinDivergence:
+    """The goal of a sweep without a limit in bytes: the pruned student's divergence, raised by the tolerance."""
+    return WithinDivergence(table.base + config.tolerance * max(table.base, config.negligible), table.base)
 
 
 def fixed(table: SensitivityTable, pool: Evaluator, bits: int) -> Trial:
@@ -44,7 +45,7 @@ def fixed(table: SensitivityTable, pool: Evaluator, bits: int) -> Trial:
     return _evaluate(table, pool, [widths])[0]
 
 
-def sweep(table: SensitivityTable, pool: Pool, config: QuantizationConfig, seed: int, folder: Path | str,
+def sweep(table: SensitivityTable, pool: Pool, config: QuantizationConfig, goal: Goal, seed: int, folder: Path | str,
           concurrent: int = 1) -> list[Trial]:
     """Search for the Pareto front of (bytes, divergence) over a width for each layer.
 
@@ -55,7 +56,8 @@ def sweep(table: SensitivityTable, pool: Pool, config: QuantizationConfig, seed:
     Args:
         table: choices, bytes and divergences by layer and width.
         pool: replicas that hold the student of the table.
-        config: trials and tolerance are used.
+        config: trials is used.
+        goal: what decides which part of the front is searched.
         seed: of the sampler.
         folder: where Tune keeps its records.
         concurrent: trials that run at a time, >= 1; matters to the time alone. More than one pays where evaluating a
@@ -70,7 +72,7 @@ def sweep(table: SensitivityTable, pool: Pool, config: QuantizationConfig, seed:
     """
     count = max(1, int(config.trials * WARM_SHARE))
     search = WidthSearch(len(table.layers), (table.widths[0], table.widths[-1]), config.trials, seed,
-                         warm_starts(table, divergence_limit(table, config), count))
+                         warm_starts(table, goal, count))
     client = pool.client()
     if client is pool:
         while not search.finished:

@@ -81,7 +81,7 @@ class DistillRefit:
 
     def final(self, start: int, stop: int, generator: torch.Generator) -> None:
         """See `Refit.final`."""
-        total, peak = self._config.final_steps, self._config.learning_rate
+        total, peak = self._config.final_steps, self._config.final_learning_rate or self._config.learning_rate
         self._distiller.run(stop - start, lambda step: peak * (1 + math.cos(math.pi * (start + step) / total)) / 2,
                             generator)
 

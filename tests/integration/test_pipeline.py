@@ -46,6 +46,30 @@ def digits(tmp_path_factory):
         yield build_problem(ProblemConfig(name="digits", calibration_size=512, teacher=teacher), 0)
 
 
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_target_of_size_is_met_and_used(digits, bits):
+    config = dataclasses.replace(small(quantization={"bits": bits}), target_ratio=30.0)
+    report = run(digits, config).report
+    limit = int(4 * report["parameters"] / 30)
+    assert report["target_bytes"] == limit
+    assert 0.9 * limit <= report["file_bytes"] <= limit
+    assert 0.5 < report["sparsity"] < 0.99
+
+
+def test_a_target_that_no_file_meets_is_an_error_before_anything_starts(digits):
+    with pytest.raises(ValueError, match=r"target_bytes=400 allows 400 bytes: expected more"):
+        run(digits, dataclasses.replace(small(), target_bytes=400))
+
+
+def test_bytes_that_weigh_in_fitness_make_a_smaller_file_of_the_same_sparsity(digits):
+    quick = {"quantization": {"bits": 3, "refit_steps": 0}, "refit": {"method": "none"}}
+    plain, weighed = (run(digits, small(evolution={"rate_weight": weight, "quota_sigma": 0.4}, **quick)).report
+                      for weight in (0.0, 1.0))
+    assert weighed["file_bytes"] < 0.97 * plain["file_bytes"]
+    pruned = [1 - weighed["history"][-1]["sparsity"], 1 - plain["history"][-1]["sparsity"]]
+    assert pruned[0] == pytest.approx(pruned[1], rel=1e-3)
+
+
 def test_digits_keep_their_accuracy_at_ninety_percent_sparsity(digits, tmp_path):
     result = run(digits, small(refit={"steps": 60, "final_steps": 300}))
     report = json.loads(json.dumps(result.report))

@@ -34,6 +34,7 @@ def test_the_default_is_directed_evolution_of_the_digits_on_ray():
     "quantization.bits=9", "quantization.min_bits=9", "quantization.tolerance=0", "quantization.placement=kmeans",
     "problem.divergence=l1", "problem.augment=mixup", "problem.model=a:b", "problem.calibration_size=0",
     "problem.teacher.epochs=0", "seed=-1", "threads=0", "device=tpu",
+    "target_bytes=0", "target_ratio=1", "evolution.rate_weight=-1", "refit.final_learning_rate=0",
 ])
 def test_a_value_out_of_its_range_names_the_key_and_what_is_allowed(override):
     key = override.lstrip("+").split("=")[0]
@@ -47,6 +48,11 @@ def test_a_value_out_of_its_range_names_the_key_and_what_is_allowed(override):
 def test_a_mistyped_key_value_or_name_is_refused(override):
     with pytest.raises((HydraException, OmegaConfBaseException)):
         compose([override])
+
+
+def test_two_targets_of_size_are_refused():
+    with pytest.raises(ValueError, match=r"target_ratio=40.*target_bytes=100"):
+        compose(["target_ratio=40", "target_bytes=100"])
 
 
 def test_a_custom_problem_says_what_it_needs():

@@ -9,10 +9,11 @@ from ray.tune.search import Searcher
 
 from de_ray.config import QuantizationConfig
 from de_ray.quantization.allocate import allocations, lagrangian, warm_starts
-from de_ray.quantization.pareto import Trial, make_trial, pareto, pick
+from de_ray.quantization.goal import WithinBytes, WithinDivergence
+from de_ray.quantization.pareto import Trial, make_trial, pareto
 from de_ray.quantization.search import WidthSearch
 from de_ray.quantization.sensitivity import sensitivity
-from de_ray.quantization.sweep import divergence_limit, fixed, sweep
+from de_ray.quantization.sweep import fixed, sweep, tolerated
 from de_ray.quantization.table import SensitivityTable
 from de_ray.quantization.tune_searcher import RoundSearcher
 
@@ -127,10 +128,12 @@ def test_failed_widths_are_never_allocated():
 
 def test_warm_starts_come_nearest_to_the_limit_first_and_contain_uniform_widths():
     table = plain_table([[10, 20, 30], [100, 200, 300]], [[1.4, 0.6, 0.1], [1.6, 0.5, 0.1]])
-    starts = warm_starts(table, 1.1, 100)
+    goal = WithinDivergence(1.1, table.base)
+    starts = warm_starts(table, goal, 100)
     assert {(1, 1), (2, 2), (3, 3)} <= set(starts) and len(starts) == len(set(starts))
     assert starts[0] == (2, 2)
-    assert warm_starts(table, 1.1, 2) == starts[:2]
+    assert warm_starts(table, WithinBytes(330.0), 1) == [(3, 3)]
+    assert warm_starts(table, goal, 2) == starts[:2]
 
 
 def test_the_front_holds_exactly_what_no_other_beats():
@@ -138,20 +141,28 @@ def test_the_front_holds_exactly_what_no_other_beats():
               ((1, 10, 5.0), (2, 20, 4.0), (3, 20, 3.0), (4, 30, 3.0), (5, 40, 1.0), (6, 50, math.inf), (7, 45, 1.5))]
     front = pareto(trials)
     assert [t.widths[0] for t in front] == [1, 3, 5]
-    assert pick(trials, 4.5).widths == (3,)
-    assert pick(trials, 3.0).widths == (3,)
+    assert WithinDivergence(4.5, 0.0).pick(trials).widths == (3,)
+    assert WithinDivergence(3.0, 0.0).pick(trials).widths == (3,)
 
 
 def test_pick_without_any_within_the_limit_takes_the_least_divergence_and_warns(caplog):
     trials = [Trial((1,), 10, 5.0), Trial((2,), 20, 4.0)]
     with caplog.at_level(logging.WARNING):
-        assert pick(trials, 1.0).widths == (2,)
+        assert WithinDivergence(1.0, 0.0).pick(trials).widths == (2,)
     assert "no assignment" in caplog.text
 
 
 def test_pick_of_failures_alone_is_an_error():
     with pytest.raises(ValueError, match="max_bits"):
-        pick([make_trial((1,), 5, np.nan)], 1.0)
+        WithinDivergence(1.0, 0.0).pick([make_trial((1,), 5, np.nan)])
+
+
+def test_within_bytes_the_least_divergence_is_taken_and_else_the_fewest_bytes_with_a_warning(caplog):
+    trials = [Trial((1,), 10, 5.0), Trial((2,), 20, 4.0), Trial((3,), 25, 4.5), Trial((4,), 30, 1.0)]
+    assert WithinBytes(29.0).pick(trials).widths == (2,)
+    assert not caplog.text
+    assert WithinBytes(9.0).pick(trials).widths == (1,)
+    assert "no assignment" in caplog.text
 
 
 def run_search(search, divergence):
@@ -212,15 +223,15 @@ def test_a_search_survives_failures():
 def test_a_sweep_finds_no_worse_than_its_warm_starts(weights, tmp_path, caplog):
     pool = SquaredErrorPool(weights, bad=(1, 2))
     table = table_of(weights, pool)
-    limit = divergence_limit(table, CONFIG)
-    trials = sweep(table, pool, CONFIG, 0, tmp_path)
+    goal = tolerated(table, CONFIG)
+    trials = sweep(table, pool, CONFIG, goal, 0, tmp_path)
     assert len(trials) == CONFIG.trials
-    assert trials == sweep(table, SquaredErrorPool(weights, bad=(1, 2)), CONFIG, 0, tmp_path)
-    chosen = pick(trials, limit)
-    assert chosen.divergence <= limit
+    assert trials == sweep(table, SquaredErrorPool(weights, bad=(1, 2)), CONFIG, goal, 0, tmp_path)
+    chosen = goal.pick(trials)
+    assert chosen.divergence <= goal.limit
     for bits in table.widths:
         rival = fixed(table, pool, bits)
-        assert not (rival.divergence <= limit and rival.bytes < chosen.bytes)
+        assert not (rival.divergence <= goal.limit and rival.bytes < chosen.bytes)
     assert not list(tmp_path.iterdir())
     failed = [t for t in trials if t.widths[1] == 2]
     assert all(math.isinf(t.divergence) for t in failed) and chosen not in failed
@@ -229,7 +240,8 @@ def test_a_sweep_finds_no_worse_than_its_warm_starts(weights, tmp_path, caplog):
 def test_one_trial_is_enough(weights, tmp_path):
     pool = SquaredErrorPool(weights)
     config = QuantizationConfig(trials=1, tolerance=100.0)
-    assert len(sweep(table_of(weights, pool), pool, config, 0, tmp_path)) == 1
+    table = table_of(weights, pool)
+    assert len(sweep(table, pool, config, tolerated(table, config), 0, tmp_path)) == 1
 
 
 def test_processes_of_trials_import_no_torch():

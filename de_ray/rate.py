@@ -1,0 +1,85 @@
+"""What a student's file will take, before it is quantized: fitness weighs it, and targets in bytes are met by it."""
+
+import dataclasses
+
+import numpy as np
+
+from de_ray import codec
+from de_ray.config import Config, QuantizationConfig
+from de_ray.evolution.rate import RateModel, binary_entropy
+from de_ray.problem.base import Problem
+from de_ray.quantization.sensitivity import choices_at
+from de_ray.report import BYTES_A_PARAMETER
+from de_ray.student import Student
+
+NOMINAL_BITS = 3
+"""Width at which layers are priced where a sweep will choose the widths."""
+CONTAINER_BYTES = 350
+"""Of a file, for everything but coded symbols and level tables."""
+
+
+def size_limit(problem: Problem, config: Config) -> int | None:
+    """Bytes that the file may have; None where that is left open.
+
+    Raises:
+        ValueError: not even a file without a single weight would fit.
+    """
+    limit = config.target_bytes
+    if config.target_ratio is not None:
+        limit = int(BYTES_A_PARAMETER * sum(p.numel() for p in problem.teacher.parameters()) / config.target_ratio)
+    if limit is not None and limit <= overhead(problem):
+        key = "target_bytes" if config.target_ratio is None else "target_ratio"
+        raise ValueError(f"{key}={getattr(config, key)!r} allows {limit:,} bytes: expected more than about "
+                         f"{overhead(problem):,}, which header and parameters that are never zeroed take")
+    return limit
+
+
+def overhead(problem: Problem) -> int:
+    """About the bytes of a file without its layers: others are coded in about a byte each."""
+    layers = {layer.parameter for layer in problem.layers}
+    return CONTAINER_BYTES + sum(p.numel() for name, p in problem.teacher.named_parameters() if name not in layers)
+
+
+def nominal(config: QuantizationConfig) -> QuantizationConfig:
+    """The configuration with one width for all layers."""
+    return config if config.bits else dataclasses.replace(
+        config, bits=min(max(NOMINAL_BITS, config.min_bits), config.max_bits))
+
+
+def measure_rate(student: Student, config: QuantizationConfig) -> RateModel:
+    """Quantize and code each layer as it is, and split its bits into those for places and those for levels."""
+    weights = [weight.detach().cpu().numpy() for weight in student.weights]
+    choices, sizes = choices_at(weights, [layer.name for layer in student.layers], nominal(config))
+    symbols = [row[0].symbols(weight) for row, weight in zip(choices, weights, strict=True)]
+    survivors = np.array([int(mask.sum()) for mask in student.masks], np.int64)
+    weighed = np.array([layer.size for layer in student.layers], np.int64)
+    levels = np.array([_level_bits(of) for of in symbols])
+    places = weighed * binary_entropy(survivors / weighed)
+    # A dense layer says nothing of what places cost: as much as they would without contexts.
+    gains = np.divide(np.maximum(8 * sizes[:, 0] - levels, 0), places, out=np.ones(len(weights)), where=places > 1)
+    prices = tuple(_prices(of, bits) for of, bits in zip(symbols, levels, strict=True))
+    return RateModel(weighed, survivors, gains, levels / np.maximum(survivors, 1), prices)
+
+
+def aimed_sparsity(rate: RateModel, limit: float, free: np.ndarray) -> float:
+    """Sparsity of the free layers at which all layers take at most `limit` bytes, in [0, 1).
+
+    Args:
+        rate: of the present student.
+        limit: bytes of all layers, > 0.
+        free: bool [L], layers that follow it.
+    """
+    kept = rate.share_for(8 * limit, free) * rate.survivors[free].sum()
+    return 1 - max(float(kept), 1.0) / float(rate.sizes[free].sum())
+
+
+def _prices(symbols: np.ndarray, level_bits: float) -> np.ndarray:
+    """See `RateModel.prices`; placement has made zeros of some survivors, which are priced as if it had not."""
+    p = codec.significance(symbols).reshape(-1)
+    return np.log2(1 - p) - np.log2(p) + np.float32(level_bits / max(1, np.count_nonzero(symbols)))
+
+
+def _level_bits(symbols: np.ndarray) -> float:
+    """Bits of a layer's levels without contexts, which gain little on them."""
+    counts = np.unique(symbols[symbols != 0], return_counts=True)[1]
+    return float(-np.sum(counts * np.log2(counts / counts.sum()))) if len(counts) else 0.0
