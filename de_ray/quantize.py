@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from de_ray.cluster.storage import location
 from de_ray.codec.tensor import QuantizedTensor
 from de_ray.config import Config
 from de_ray.evaluation.pool import Pool
@@ -65,6 +66,8 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         evaluations = pool.evaluations
         with contextlib.ExitStack() as stack:
             records = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            if config.cluster.storage is not None:
+                records = location(config.cluster.storage, records)
             trials = sweep(table, pool, config.quantization, derive(config.seed, "sweep") % 2**32, records)
         # Trials in other processes evaluate through a client, which the pool does not see.
         pool.evaluations = evaluations + len(trials)
