@@ -85,7 +85,7 @@ class RayPool:
         replica: class of the actors.
 
     Raises:
-        ValueError: the cluster has no room for the configured actors.
+        ValueError: the cluster has no room for the configured actors, and no autoscaler that would make some.
     """
 
     starts_actors = True
@@ -95,12 +95,13 @@ class RayPool:
         ensure_ray()
         resources = ray.cluster_resources()
         cluster_gpus = resources.get("GPU", 0)
-        self._gpus = config.gpus if config.gpus is not None else float(cluster_gpus > 0)
-        if self._gpus > cluster_gpus:
+        idle = config.autoscale and not resources.get("CPU")  # a head alone, whose workers are to be started
+        self._gpus = config.gpus if config.gpus is not None else float(cluster_gpus > 0 or idle)
+        if self._gpus > cluster_gpus and not config.autoscale:
             raise ValueError(f"pool.gpus={self._gpus}: expected at most the cluster's {cluster_gpus:g} GPUs")
         self._config = config
         places = self._places()
-        if max(1, config.actors) > places:
+        if max(1, config.actors) > places and not config.autoscale:
             raise ValueError(f"pool.actors={config.actors}: expected at most {places}, which is what the cluster's "
                              f"{resources.get('CPU', 0):g} CPUs and {cluster_gpus:g} GPUs have room for with "
                              f"pool.threads={config.threads} and pool.gpus={self._gpus:g}")

@@ -21,7 +21,6 @@ from ray.cluster_utils import Cluster
 
 from de_ray.cluster.submit import Connection, follow, submit
 from de_ray.config import ClusterConfig, Config, PoolConfig
-from de_ray.evaluation import build
 from de_ray.evaluation.ray_pool import RayPool
 from de_ray.pipeline import run
 from de_ray.problem.build import build_problem
@@ -79,16 +78,15 @@ def places(pool):
                     timeout=START_SECONDS) for actor in pool.actors]
 
 
-def test_a_run_on_three_nodes_that_loses_one_and_gains_one_ends_in_the_serial_runs_file(
+def test_a_run_that_waits_for_its_three_nodes_loses_one_and_gains_one_ends_in_the_serial_runs_file(
         cluster, expected, tmp_path, monkeypatch):
-    added = [cluster.add_node(num_cpus=1) for _ in range(3)]
-    cluster.wait_for_nodes()
-    pools, seen = [], []
+    added, pools, seen = [], [], []
 
     class Watched(RayPool):
         def __init__(self, *args):
             super().__init__(*args)
             pools.append(self)
+            added.extend(cluster.add_node(num_cpus=1) for _ in range(3))  # what an autoscaler would do
 
     def gather(count):
         deadline = time.monotonic() + START_SECONDS
@@ -109,8 +107,7 @@ def test_a_run_on_three_nodes_that_loses_one_and_gains_one_ends_in_the_serial_ru
 
     # Where the pool's class is looked up; what the run does with it is untouched.
     monkeypatch.setattr("de_ray.evaluation.ray_pool.RayPool", Watched)
-    assert build.build_pool.__module__ == "de_ray.evaluation.build"
-    config = compose([*QUICK, f"cluster.storage={tmp_path / 'shared'}"])
+    config = compose([*QUICK, "pool.autoscale=true", "pool.gpus=0", "pool.actors=3", f"cluster.storage={tmp_path / 'shared'}"])
     result = run(build_problem(config.problem, config.seed), config, tmp_path, on_record)
     assert result.data == expected
     ids = [node.node_id for node in added]
@@ -310,13 +307,21 @@ def token(apart, monkeypatch):
 
 def test_a_cut_line_costs_neither_a_line_of_the_log_nor_the_exit_code(line, token, tmp_path, capsys):
     (tmp_path / "count.py").write_text(
-        "import sys, time\nfor i in range(12):\n    print('line', i, flush=True)\n    time.sleep(0.4)\nsys.exit(7)\n")
+        "import ray, sys, time\nfrom de_ray.cluster.join import ensure_ray\nensure_ray('auto')\n"
+        "print('line', len(ray.nodes()), 'nodes', flush=True)\n"
+        "for i in range(12):\n    print('line', i, flush=True)\n    time.sleep(0.4)\nsys.exit(7)\n")
     connection = Connection(ClusterConfig(dashboard=f"http://127.0.0.1:{line.port}", submit=True))
     job = submit(connection, "python count.py", tmp_path)
-    threading.Timer(4, line.cut, (2,)).start()
+
+    def cut():
+        while "line 4" not in connection.client().get_job_logs(job):
+            time.sleep(0.2)
+        line.cut(2)
+
+    threading.Thread(target=cut).start()
     assert follow(connection, job) == 7
     shown = [text for text in capsys.readouterr().out.splitlines() if text.startswith("line")]
-    assert shown == [f"line {i}" for i in range(12)]
+    assert shown == ["line 3 nodes", *(f"line {i}" for i in range(12))]
 
 
 def test_a_dashboard_that_stays_away_is_one_error_that_says_how_to_attach_again(line, token, tmp_path):
@@ -341,8 +346,8 @@ def test_a_submitted_run_streams_its_log_ends_with_its_exit_code_and_can_be_atta
         return ended.stdout + ended.stderr
 
     off = [f"cluster.dashboard={apart.dashboard}", f"hydra.run.dir={apart.folder / 'runs/submitted'}"]
-    told = command("+cluster=aws", "cluster.submit=true", f"cluster.storage={apart.folder / 'shared'}", *off, *QUICK,
-                   expect=0)
+    told = command("+cluster=aws", "cluster.submit=true", f"cluster.storage={apart.folder / 'shared'}", "pool=serial",
+                   *off, *QUICK, expect=0)
     assert (apart.folder / "shared/runs/submitted/student.der").read_bytes() == expected
     assert "equals the student, bit for bit" in told and "/data/" not in told
     job = re.search(r"de-ray-\d{8}-\d{6}-[0-9a-f]{6}", told)[0]
@@ -367,4 +372,5 @@ def test_the_clusters_configurations_are_what_the_schema_allows():
     for name in ("local", "aws", "kuberay", "slurm"):
         config = compose([f"+cluster={name}"])
         assert isinstance(config, Config) and config.cluster.address == ("local" if name == "local" else "auto")
+    assert config.pool.autoscale == (name in ("aws", "kuberay"))
     assert compose([]).cluster == ClusterConfig() and compose([]).pool == PoolConfig()
