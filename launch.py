@@ -1,40 +1,9 @@
-"""Compress a network: `python launch.py problem=lenet5_mnist evolution.sparsity=0.99`; see the README."""
+"""Compress a network: `python launch.py problem=lenet5_mnist evolution.sparsity=0.99`; see the README.
 
-import logging
-import sys
-from pathlib import Path
+A thin shell of `de_ray/launch.py`, which wheels carry.
+"""
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-
-from de_ray.evaluation.members import EvaluationError
-from de_ray.schema import register, resumed, to_config
-
-log = logging.getLogger(__name__)
-register()
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(composed: DictConfig) -> float:
-    """Compose, validate, hand over; returns the held-out divergence, for sweepers."""
-    hydra_config = HydraConfig.get()
-    try:
-        config, folder = to_config(composed), Path(hydra_config.runtime.output_dir)
-        if config.resume is not None:
-            config, folder = resumed(config.resume, list(hydra_config.overrides.task))
-        # Imports torch and MLflow, which a mistyped override need not wait for.
-        from de_ray.session import run_session
-
-        return run_session(config, folder).report["divergence"]["held_out"]
-    except (ValueError, OSError, OmegaConfBaseException, EvaluationError) as error:
-        # What users can mend is told in one line, which a traceback would hide; hydra.verbose=true shows both.
-        log.debug("where it happened", exc_info=True)
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
+from de_ray.launch import main
 
 if __name__ == "__main__":
     main()

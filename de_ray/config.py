@@ -244,7 +244,11 @@ class PoolConfig:
     actors: int = 0
     """Ray actors, >= 0; 0: one a GPU where there are GPUs, else one a CPU core of the cluster."""
     gpus: float | None = None
-    """GPUs an actor, >= 0; fractions share a device, 0 keeps actors on CPUs. None: 1 where the cluster has GPUs."""
+    """GPUs an actor, >= 0; fractions share a device, 0 keeps actors on CPUs. None: 1 where the cluster has GPUs, or has no
+    machine at all yet that does work (`autoscale`)."""
+    autoscale: bool = False
+    """Whether actors that the cluster has no room for are started all the same: its autoscaler starts machines for them.
+    The run begins with the first."""
     threads: int = 1
     """CPU threads an evaluator, >= 1. Part of the result: other counts may round differently."""
     batch: int = 256
@@ -369,6 +373,46 @@ class TrackingConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """On which machines a run takes place; none of it changes the result. `+cluster=NAME` chooses from conf/cluster."""
+
+    address: str | None = None
+    """Of the Ray cluster to join: auto (the one that this machine is a node of), HOST:PORT, or local (Ray on this
+    machine alone, for this run). None: RAY_ADDRESS where it is set, else local."""
+    storage: str | None = None
+    """Where the run's folder is mirrored and Tune keeps its records: s3://BUCKET/FOLDER, or a path on a disk that all
+    nodes share. None: nowhere but in the run's folder, which then must be on such a disk for Tune on several nodes."""
+    submit: bool = False
+    """Send the command to the cluster behind `dashboard` as a Ray job, show its log, and end with its exit code."""
+    dashboard: str | None = None
+    """Of the cluster, for submit and attach: http://HOST:PORT or https://..., without a user's name or password."""
+    attach: str | None = None
+    """Id of a job that was submitted before: show its log and end with its exit code."""
+    patience: float = 600.0
+    """Seconds for which a lost connection to the dashboard is tried again, >= 0."""
+
+    def __post_init__(self) -> None:
+        key = "cluster."
+        port = (self.address or "").rpartition(":")[2]
+        require(self.address in (None, "auto", "local") or "://" not in self.address and ":" in self.address
+                and port.isdecimal() and 0 < int(port) < 2**16, key + "address", self.address,
+                "auto, local, HOST:PORT of a cluster's head, or null; from outside the cluster use cluster.submit=true")
+        for name in ("storage", "dashboard"):
+            text = getattr(self, name)
+            # The value is not shown: it may hold a password.
+            require(text is None or "@" not in text.partition("://")[2].partition("/")[0], key + name, "...@...",
+                    "no user's name or password in it; they belong in the environment, or in the machines' own role")
+        require(self.storage is None or bool(self.storage.strip("/ ")), key + "storage", self.storage,
+                "s3://BUCKET/FOLDER, or a path on a disk that all nodes share")
+        require(self.dashboard is None or self.dashboard.startswith(("http://", "https://")), key + "dashboard",
+                self.dashboard, "http://HOST:PORT or https://...")
+        require(not (self.submit and self.attach), key + "attach", self.attach, "nothing beside cluster.submit=true")
+        require(self.dashboard is not None or not (self.submit or self.attach), key + "dashboard", self.dashboard,
+                "http://HOST:PORT, for cluster.submit and cluster.attach")
+        require(self.patience >= 0, key + "patience", self.patience, "0 or more")
+
+
+@dataclass
 class Config:
     """A whole run."""
 
@@ -384,6 +428,8 @@ class Config:
     """How survivors become levels."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where results go besides the run's folder."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """On which machines."""
     target_bytes: int | None = None
     """Size that the file may have, >= 1: sparsity and the rate's weight in level placement are then found, in place of
     `evolution.sparsity`, `quantization.tolerance` and `quantization.rate_weight`. None: the file is as large as it
@@ -398,7 +444,8 @@ class Config:
     """CPU threads of refit, >= 1. Part of the result: other counts may round differently. More pay for large networks;
     for small ones threads wait for each other longer than they compute."""
     resume: str | None = None
-    """The folder of an interrupted run, to be continued to the same file."""
+    """The folder of an interrupted run, or its mirror (s3://...), to be continued to the same file. Overrides of
+    `cluster` are taken beside it, no others."""
 
     def __post_init__(self) -> None:
         require(self.target_bytes is None or self.target_bytes >= 1, "target_bytes", self.target_bytes,

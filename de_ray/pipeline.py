@@ -95,13 +95,13 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
 def fingerprint(problem: Problem, config: Config) -> dict:
     """What decides a run's result, for checkpoints: where and how fast it runs is left out."""
     fields = asdict(config)
-    irrelevant = {"pool": ("kind", "actors", "gpus", "task_seconds")}
+    irrelevant = {"pool": ("kind", "actors", "gpus", "autoscale", "task_seconds")}
     if config.target_bytes is None and config.target_ratio is None and not config.evolution.rate_weight:
         irrelevant["quantization"] = tuple(fields["quantization"])  # nothing of it matters before its stage
     for group, keys in irrelevant.items():
         for key in keys:
             del fields[group][key]
-    for key in ("resume", "tracking", "device"):
+    for key in ("resume", "tracking", "cluster", "device"):
         del fields[key]
     del fields["problem"]["data"]["workers"]
     fields["teacher_digest"] = float(sum(p.double().abs().sum() for p in problem.teacher.parameters()))

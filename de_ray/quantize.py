@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from de_ray import codec
+from de_ray.cluster.storage import location
 from de_ray.codec.tensor import QuantizedTensor
 from de_ray.config import Config, QuantizationConfig
 from de_ray.evaluation.pool import Pool
@@ -110,6 +111,8 @@ def _quantize(problem: Problem, config: Config, student: Student, pool: Pool, fo
         evaluations = pool.evaluations
         with contextlib.ExitStack() as stack:
             records = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            if config.cluster.storage is not None:
+                records = location(config.cluster.storage, records)
             trials = sweep(table, pool, settings, goal, derive(config.seed, "sweep") % 2**32, records)
         # Trials in other processes evaluate through a client, which the pool does not see.
         pool.evaluations = evaluations + len(trials)

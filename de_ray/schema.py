@@ -1,5 +1,6 @@
 """The bridge between Hydra and the typed configuration; nothing else of the package sees either's objects."""
 
+import dataclasses
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -7,9 +8,12 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from de_ray.config import Config
+from de_ray.config import Config, require
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = next(folder for folder in (Path(__file__).parent / "conf", Path(__file__).resolve().parent.parent / "conf")
+            if folder.is_dir())
+"""The first is in wheels, and in the repository a link to the second for the sake of wheels; not every checkout holds
+links."""
 CONFIG_FILE = "config.yaml"
 """Of a run's folder: the configuration that it ran with."""
 
@@ -23,9 +27,20 @@ def to_config(composed: DictConfig) -> Config:
     """The checked dataclasses of a composed configuration.
 
     Raises:
-        ValueError: a value is outside its range.
+        ValueError: a value is outside its range, or a key is none of the schema's.
     """
-    return OmegaConf.to_object(composed)
+    config = OmegaConf.to_object(composed)
+    _require_known(config, "")
+    return config
+
+
+def _require_known(config: object, prefix: str) -> None:
+    """Refuse keys that `+KEY=VALUE` put beside the schema's: nothing reads them, be they misspelt or `_target_`."""
+    known = {field.name for field in dataclasses.fields(config)}
+    for name, value in vars(config).items():
+        require(name in known, f"+{prefix}{name}", value, "no such key; there are " + ", ".join(sorted(known)))
+        if dataclasses.is_dataclass(value):
+            _require_known(value, f"{prefix}{name}.")
 
 
 def compose(overrides: list[str]) -> Config:
@@ -39,22 +54,45 @@ def compose(overrides: list[str]) -> Config:
         return to_config(hydra_compose("config", overrides))
 
 
-def resumed(folder: str, overrides: list[str]) -> tuple[Config, Path]:
+def refuse_plain_cluster(arguments: list[str]) -> None:
+    """Raise `ValueError` for `cluster=NAME`, at which Hydra would print six lines.
+
+    `cluster` is not in the root's defaults list, since a configuration in it would come before what the schema says and
+    every run would carry one; hence it is added, not chosen.
+
+    Args:
+        arguments: of the command line.
+    """
+    for argument in arguments:
+        name = argument.removeprefix("cluster=")
+        if name != argument:
+            known = ", ".join(f"+cluster={path.stem}" for path in sorted((CONF / "cluster").glob("*.yaml")))
+            raise ValueError(f"{argument}: type +cluster={name or 'NAME'}; there are {known}")
+
+
+def resumed(config: Config, overrides: list[str]) -> tuple[Config, Path]:
     """The configuration and the folder of an interrupted run.
 
     Args:
-        folder: of the run.
-        overrides: given beside; only `resume=` itself is allowed, since a run continues as it was configured.
+        config: of which `resume` is read, and `cluster` where overrides name it: where a run continues is free.
+        overrides: given beside; no others are allowed, since a run continues as it was configured.
 
     Raises:
         FileNotFoundError: the folder holds no run.
         ValueError: other overrides were given.
     """
+    folder = config.resume
+    names = [override.lstrip("+").partition("=")[0].partition(".")[0] for override in overrides]
+    others = [override for name, override in zip(names, overrides, strict=True) if name not in ("resume", "cluster")]
+    if others:
+        raise ValueError(f"resume={folder} continues with that run's own configuration; leave out {' '.join(others)}")
+    if "://" in folder:
+        from de_ray.cluster.storage import fetch
+
+        folder = fetch(folder)
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"resume={folder}: no {CONFIG_FILE} there; expected the output folder of a run, such "
                                 "as outputs/digits-directed/...")
-    others = [override for override in overrides if not override.lstrip("+").startswith("resume=")]
-    if others:
-        raise ValueError(f"resume={folder} continues with that run's own configuration; leave out {' '.join(others)}")
-    return to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))), Path(folder)
+    saved = to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    return (dataclasses.replace(saved, cluster=config.cluster) if "cluster" in names else saved), Path(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from de_ray.cluster.prepare import prepare
 from de_ray.config import Config
 from de_ray.evolve import Record
 from de_ray.figures import draw_all
@@ -34,10 +35,12 @@ def run_session(config: Config, folder: Path) -> Result:
         folder: of the run; made where it is missing, continued where it holds checkpoints.
 
     Raises:
-        ValueError, OSError: the problem cannot be built or the folder is another run's.
+        ValueError, OSError: the problem cannot be built, the folder is another run's, or the cluster or its storage
+            cannot be used.
     """
-    problem = build_problem(config.problem, config.seed)
     folder.mkdir(parents=True, exist_ok=True)
+    mirror = prepare(config, folder)
+    problem = build_problem(config.problem, config.seed)
     write_atomically(folder / CONFIG_FILE, _saved(config).encode())
     name = f"{problem.name} {config.evolution.method} {config.evolution.sparsity:.4g} seed {config.seed}"
     tracker = Tracker.start(config.tracking, name, {"problem": problem.name, "method": config.evolution.method,
@@ -51,6 +54,7 @@ def run_session(config: Config, folder: Path) -> Result:
                                 f"sparsity {record.sparsity:.2%}, divergence {record.divergence:.4g}")
                 tracker.log_metrics({key: value for key, value in asdict(record).items()
                                      if isinstance(value, int | float) and key != "cycle"}, record.cycle)
+                mirror.push()
 
             result = run(problem, config, folder, on_record, progress.stage)
         written = _write(result, problem, folder)
@@ -64,11 +68,13 @@ def run_session(config: Config, folder: Path) -> Result:
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        log.error("interrupted; continue with: python launch.py resume=%s", folder)
+        elsewhere = f"; elsewhere with resume={mirror.uri}" if mirror.uri else ""
+        log.error("interrupted; continue with: python launch.py resume=%s%s", folder, elsewhere)
         raise
     finally:
         tracker.end(status)
     print_report(result.report, written)
+    mirror.push(final=True)
     return result
 
 

@@ -1,7 +1,6 @@
 """Replicas in Ray actors, one a device. Actors that fail are replaced, and the pool follows the cluster's size."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -10,6 +9,7 @@ import numpy as np
 import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayError
 
+from de_ray.cluster.join import ensure_ray
 from de_ray.config import PoolConfig
 from de_ray.evaluation.chunks import cut
 from de_ray.evaluation.edits import Edit
@@ -19,16 +19,10 @@ from de_ray.evaluation.scatter import Scatter
 from de_ray.evolution.candidate import Candidate
 from de_ray.student import Student
 
-__all__ = ["EvaluationError", "RayClient", "RayPool", "ensure_ray"]
+__all__ = ["EvaluationError", "RayClient", "RayPool"]
 
 MUSTER_SECONDS = 30.0
 """How long a client waits for actors that are still starting before it does without them."""
-
-
-def ensure_ray() -> None:
-    """Start Ray in this process unless it runs: the jobs of a multirun share one session."""
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
 
 
 @contextlib.contextmanager
@@ -91,7 +85,7 @@ class RayPool:
         replica: class of the actors.
 
     Raises:
-        ValueError: the cluster has no room for the configured actors.
+        ValueError: the cluster has no room for the configured actors, and no autoscaler that would make some.
     """
 
     starts_actors = True
@@ -101,18 +95,20 @@ class RayPool:
         ensure_ray()
         resources = ray.cluster_resources()
         cluster_gpus = resources.get("GPU", 0)
-        self._gpus = config.gpus if config.gpus is not None else float(cluster_gpus > 0)
-        if self._gpus > cluster_gpus:
+        idle = config.autoscale and not resources.get("CPU")  # a head alone, whose workers are to be started
+        self._gpus = config.gpus if config.gpus is not None else float(cluster_gpus > 0 or idle)
+        if self._gpus > cluster_gpus and not config.autoscale:
             raise ValueError(f"pool.gpus={self._gpus}: expected at most the cluster's {cluster_gpus:g} GPUs")
         self._config = config
         places = self._places()
-        if max(1, config.actors) > places:
+        if max(1, config.actors) > places and not config.autoscale:
             raise ValueError(f"pool.actors={config.actors}: expected at most {places}, which is what the cluster's "
                              f"{resources.get('CPU', 0):g} CPUs and {cluster_gpus:g} GPUs have room for with "
                              f"pool.threads={config.threads} and pool.gpus={self._gpus:g}")
         setup.device = "cuda" if self._gpus else "cpu"
+        # Spread: a node that leaves should take few of them along, and object stores and memory are per node.
         self._actor_class = ray.remote(replica).options(num_cpus=0 if self._gpus else config.threads,
-                                                        num_gpus=self._gpus)
+                                                        num_gpus=self._gpus, scheduling_strategy="SPREAD")
         with _memory_explained():
             self._setup = ray.put(setup)
         self._student = student

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from de_ray.cluster.storage import tune_storage
 from de_ray.config import QuantizationConfig
 from de_ray.quantization.allocate import warm_starts
 from de_ray.quantization.goal import Goal, WithinDivergence
@@ -59,7 +60,7 @@ def sweep(table: SensitivityTable, pool: Pool, config: QuantizationConfig, goal:
         config: trials is used.
         goal: what decides which part of the front is searched.
         seed: of the sampler.
-        folder: where Tune keeps its records.
+        folder: where Tune keeps its records: a folder, or an address such as s3://...; all nodes must reach it.
         concurrent: trials that run at a time, >= 1; matters to the time alone. More than one pays where evaluating a
             candidate takes seconds and the pool has as many replicas: Tune then spends up to 15 s on ending processes
             that it started in vain.
@@ -78,7 +79,7 @@ def sweep(table: SensitivityTable, pool: Pool, config: QuantizationConfig, goal:
         while not search.finished:
             search.tell(_evaluate(table, pool, search.ask()))
     else:
-        search = _tune(search, table, client, Path(folder), concurrent)
+        search = _tune(search, table, client, folder, concurrent)
     failed = sum(trial.divergence == float("inf") for trial in search.trials)
     if failed:
         log.warning("%d of %d assignments of widths gave no finite divergence", failed, len(search.trials))
@@ -90,7 +91,7 @@ def _evaluate(table: SensitivityTable, pool: Evaluator, assignments: list[tuple[
     return [make_trial(widths, table.payload(widths), float(f)) for widths, f in zip(assignments, fitness, strict=True)]
 
 
-def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folder: Path,
+def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folder: Path | str,
           concurrent: int) -> WidthSearch:
     """Run the search's trials in Tune's processes."""
     from ray import tune
@@ -105,7 +106,7 @@ def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folde
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
-            run_config=tune.RunConfig(name="sweep", storage_path=str(folder.resolve()), verbose=0,
+            run_config=tune.RunConfig(name="sweep", **tune_storage(folder), verbose=0,
                                       failure_config=tune.FailureConfig(fail_fast=True),
                                       checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
         )

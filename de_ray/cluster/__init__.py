@@ -1,0 +1,1 @@
+"""WHERE a run takes place: joining a cluster, what its nodes must reach, storage that outlives them, Ray jobs."""

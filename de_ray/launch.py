@@ -1,0 +1,53 @@
+"""The command line: `python launch.py OVERRIDES`, or `python -m de_ray.launch OVERRIDES` where only the wheel is."""
+
+import logging
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from de_ray.evaluation.members import EvaluationError
+from de_ray.schema import CONF, refuse_plain_cluster, register, resumed, to_config
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def run(composed: DictConfig) -> float:
+    """Compose, validate, hand over; returns the held-out divergence, for sweepers."""
+    hydra_config = HydraConfig.get()
+    try:
+        config, folder = to_config(composed), Path(hydra_config.runtime.output_dir)
+        if config.cluster.submit or config.cluster.attach:
+            from de_ray.cluster.submit import run_job
+
+            sys.exit(run_job(config.cluster, hydra_config))
+        if config.resume is not None:
+            config, folder = resumed(config, list(hydra_config.overrides.task))
+        # Imports torch and MLflow, which a mistyped override need not wait for.
+        from de_ray.session import run_session
+
+        return run_session(config, folder).report["divergence"]["held_out"]
+    except (ValueError, OSError, OmegaConfBaseException, EvaluationError) as error:
+        # What users can mend is told in one line, which a traceback would hide; hydra.verbose=true shows both.
+        log.debug("where it happened", exc_info=True)
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def main() -> None:
+    """The command."""
+    try:
+        refuse_plain_cluster(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    register()
+    run()
+
+
+if __name__ == "__main__":
+    main()
