@@ -300,6 +300,9 @@ class RefitConfig:
     relative: bool = False
     """Whether learning rates, that of quantization included, are relative to the size of each layer's weights. They
     should be where layers differ in size by much, as they do once batch norm is folded."""
+    workers: int = 1
+    """Processes that share each batch of distillation, >= 1 and a divisor of `batch`; each has a GPU where `device` is
+    one, else a thread of `threads`. Other counts round differently."""
     damping: float = 0.01
     """Ridge of least squares, as a share of the mean diagonal of the inputs' Gram matrix, > 0."""
 
@@ -312,6 +315,8 @@ class RefitConfig:
         require(self.learning_rate > 0, "refit.learning_rate", self.learning_rate, "a number above 0")
         require(self.final_learning_rate is None or self.final_learning_rate > 0, "refit.final_learning_rate",
                 self.final_learning_rate, "a number above 0, or null")
+        require(self.workers >= 1 and self.batch % self.workers == 0, "refit.workers", self.workers,
+                f"at least 1, and a divisor of refit.batch={self.batch}")
         require(self.damping > 0, "refit.damping", self.damping, "a number above 0")
 
 

@@ -85,7 +85,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     Returns:
         The history: records as dicts.
     """
-    refit = build_refit(student, problem, config.refit)
+    refit = build_refit(student, problem, config.refit, config.threads)
     state = _restore(folder, fingerprint, student, refit, pool)
     evolution = config.evolution
     targets = Targets(evolution, problem.layers)

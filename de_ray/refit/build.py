@@ -71,9 +71,14 @@ class LeastSquaresRefit(NoRefit):
 class DistillRefit:
     """Distillation steps at a constant rate between cycles and along a cosine after the last."""
 
-    def __init__(self, student: Student, problem: Problem, config: RefitConfig) -> None:
+    def __init__(self, student: Student, problem: Problem, config: RefitConfig, threads: int) -> None:
         self._config = config
-        self._distiller = Distiller(student, problem, config)
+        if config.workers == 1:
+            self._distiller = Distiller(student, problem, config)
+        else:
+            from de_ray.refit.parallel import ParallelDistiller  # Ray Train takes seconds to import
+
+            self._distiller = ParallelDistiller(student, problem, config, threads)
 
     def after_cycle(self, generator: torch.Generator) -> None:
         """See `Refit.after_cycle`."""
@@ -94,10 +99,10 @@ class DistillRefit:
         self._distiller.load_state(state)
 
 
-def build_refit(student: Student, problem: Problem, config: RefitConfig) -> Refit:
-    """The configured refit of a student."""
+def build_refit(student: Student, problem: Problem, config: RefitConfig, threads: int = 1) -> Refit:
+    """The configured refit of a student; `threads` are those of each further worker."""
     if config.method == "none":
         return NoRefit()
     if config.method == "least_squares":
         return LeastSquaresRefit(student, problem, config)
-    return DistillRefit(student, problem, config)
+    return DistillRefit(student, problem, config, threads)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from de_ray.config import RefitConfig
 from de_ray.problem.base import Problem
@@ -19,11 +19,14 @@ class Distiller:
         student: changed in place; masks are held.
         problem: inputs, teacher, divergence, augmentation.
         config: `batch`, `precision` and `relative` are used.
+        share: see `Objective`.
+        wrap: the student's module -> what runs in its place, such as one that averages gradients over workers.
     """
 
-    def __init__(self, student: Student, problem: Problem, config: RefitConfig) -> None:
-        self._student = student
-        self._objective = Objective(problem, config, student.weights[0].device)
+    def __init__(self, student: Student, problem: Problem, config: RefitConfig, share: tuple[int, int] = (0, 1),
+                 wrap: Callable[[nn.Module], nn.Module] = lambda module: module) -> None:
+        self._student, self._wrap = student, wrap
+        self._objective = Objective(problem, config, student.weights[0].device, share)
         self._parameters = [p for p in student.module.parameters() if p.is_floating_point()]
         self._optimizer = Adam(self._parameters, config.relative)
 
@@ -53,8 +56,9 @@ class Distiller:
         for parameter in self._parameters:
             parameter.requires_grad_(True)
         try:
+            module = self._wrap(student.module) if steps else student.module
             for step in range(steps):
-                loss = self._objective(student.module, generator)
+                loss = self._objective(module, generator)
                 self._optimizer.zero_grad()
                 loss.backward()
                 self._optimizer.step(learning_rate(step))

@@ -22,9 +22,12 @@ class Objective:
         problem: inputs, teacher, divergence, augmentation.
         config: `batch` and `precision` are used.
         device: where networks run.
+        share: rank and number of workers that take the divergence of a batch together, each on its part of it.
     """
 
-    def __init__(self, problem: Problem, config: RefitConfig, device: torch.device) -> None:
+    def __init__(self, problem: Problem, config: RefitConfig, device: torch.device,
+                 share: tuple[int, int] = (0, 1)) -> None:
+        self._rank, self._workers = share
         self._problem, self._config, self._device = problem, config, device
         warn_of_precision("refit.precision", config.precision, device)
         self._teacher: nn.Module = problem.teacher.to(device)
@@ -41,6 +44,8 @@ class Objective:
         inputs = problem.inputs[indices]
         if problem.augment is not None:
             inputs = problem.augment(inputs, generator)
+        # Every worker draws and augments the whole batch: what a part holds does not depend on how many there are.
+        indices, inputs = indices[self._rank::self._workers], inputs[self._rank::self._workers]
         inputs = moved(inputs, self._device)
         with precision(self._config.precision, self._device):
             if self._kept is not None:

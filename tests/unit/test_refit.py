@@ -1,6 +1,7 @@
 """Refit: masks hold, closed form is optimal, distillation resumes exactly."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -164,3 +165,25 @@ def test_a_diverging_distillation_is_an_error_that_says_what_to_lower():
     problem = branchy_problem()
     with pytest.raises(FloatingPointError, match="refit.learning_rate"):
         Distiller(halved(problem), problem, RefitConfig(batch=8)).run(40, lambda step: 1e30, torch.Generator())
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_workers_share_a_batch_as_one_would_have_it(augmented):
+    """Gradients of the parts average to that of the whole."""
+    problem = mlp_problem()
+    if augmented:
+        problem = dataclasses.replace(problem, augment=lambda x, g: x + torch.randn(x.shape, generator=g))
+    config = RefitConfig(batch=12)
+
+    def gradient(share):
+        module = copy.deepcopy(problem.teacher).requires_grad_(True)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(0.9)
+        objective = Objective(problem, config, torch.device("cpu"), share)
+        objective(module, torch.Generator().manual_seed(0)).backward()
+        return [parameter.grad for parameter in module.parameters()]
+
+    parts = [gradient((rank, 3)) for rank in range(3)]
+    for whole, *grads in zip(gradient((0, 1)), *parts, strict=True):
+        torch.testing.assert_close(sum(grads) / 3, whole, rtol=1e-4, atol=1e-7)

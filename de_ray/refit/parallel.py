@@ -1,0 +1,132 @@
+"""Distillation by several workers, on one machine or many: Ray Train starts them, torch averages their gradients.
+
+Each batch is drawn as a single worker would draw it, and divided; gradients of equal parts average to that of the
+whole, so that the student is the single worker's up to rounding (DistributedDataParallel, Li et al.,
+arXiv:2006.15704). Workers start anew for each call: between the calls evolution has the machines.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from de_ray import device as devices
+from de_ray.cluster.join import ensure_ray
+from de_ray.config import RefitConfig
+from de_ray.problem.base import Problem
+from de_ray.refit.distill import Distiller
+from de_ray.student import Student
+
+GPU_SHARE = 0.5
+"""Of a GPU, for each worker: evaluators keep the other half (see `PoolConfig.gpus`)."""
+SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+"""Relative paths in the problem's inputs stay what they are."""
+
+
+class ParallelDistiller:
+    """The same contract as `Distiller`, by `config.workers` processes.
+
+    Args:
+        student: changed in place; masks are held.
+        problem: inputs, teacher, divergence, augmentation.
+        config: `workers` besides what `Distiller` uses.
+        threads: of each worker, on a CPU.
+    """
+
+    def __init__(self, student: Student, problem: Problem, config: RefitConfig, threads: int) -> None:
+        ensure_ray()
+        self._student, self._config, self._threads = student, config, threads
+        self._device = student.weights[0].device.type
+        self._moments: dict[str, Tensor] = {}
+        # Metrics and pictures hold what workers have no use for.
+        teacher = problem.teacher.to("cpu")
+        self._problem = ray.put(dataclasses.replace(problem, teacher=teacher, metrics=dict, pictures=None,
+                                                    calibration=problem.calibration[:0],
+                                                    held_out=problem.held_out[:0]))
+        problem.teacher.to(student.weights[0].device)
+
+    def state(self) -> dict[str, Tensor]:
+        """What `load_state` needs to continue."""
+        return self._moments
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned; other entries of `state` are ignored."""
+        self._moments = {name: value for name, value in state.items() if name.startswith("adam.")}
+
+    def run(self, steps: int, learning_rate: Callable[[int], float], generator: torch.Generator) -> float:
+        """See `Distiller.run`.
+
+        Raises:
+            FloatingPointError: the divergence became NaN or infinite.
+            ray.train.TrainingFailedError: a worker died.
+        """
+        if not steps:
+            return float("nan")
+        outbox = _Outbox.remote()
+        job = {"problem": self._problem, "config": self._config, "threads": self._threads, "outbox": outbox,
+               "state": ray.put({**self._student.state(), **self._moments}),
+               "rates": [learning_rate(step) for step in range(steps)], "generator": generator.get_state()}
+        resources = {"CPU": 0, "GPU": GPU_SHARE} if self._device == "cuda" else {"CPU": 0, "memory": 2**20}
+        trainer = TorchTrainer(
+            _work, train_loop_config=job,
+            scaling_config=train.ScalingConfig(num_workers=self._config.workers, use_gpu=self._device == "cuda",
+                                               resources_per_worker=resources),
+            torch_config=TorchConfig(backend="nccl" if self._device == "cuda" else "gloo"),
+            run_config=train.RunConfig(name="refit", worker_runtime_env={"env_vars": SETTINGS}))
+        trainer.fit()
+        found = ray.get(outbox.take.remote())
+        if isinstance(found, FloatingPointError):
+            raise found
+        values, self._moments, state, loss = found
+        self._student.set_values(values)
+        generator.set_state(state)
+        return loss
+
+
+@ray.remote(num_cpus=0)
+class _Outbox:
+    """Holds what the first worker has to say: Ray Train itself returns files and numbers alone."""
+
+    def __init__(self) -> None:
+        self._content: Any = None
+
+    def put(self, content: Any) -> None:
+        """Keep it."""
+        self._content = content
+
+    def take(self) -> Any:
+        """Give it."""
+        return self._content
+
+
+def _work(job: dict) -> None:
+    """One worker's part."""
+    context = train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    problem, state = ray.get([job["problem"], job["state"]])
+    device = train.torch.get_device()
+    problem.teacher.to(device)
+    student = Student(problem.teacher, problem.layers, device)
+    student.load_state(state)
+    distiller = Distiller(student, problem, job["config"], (rank, workers), DistributedDataParallel)
+    distiller.load_state(state)
+    generator = torch.Generator()
+    generator.set_state(job["generator"])
+    rates = job["rates"]
+    with devices.threads(job["threads"]):
+        try:
+            loss = torch.tensor(distiller.run(len(rates), rates.__getitem__, generator), device=device)
+        except FloatingPointError as error:
+            if rank == 0:
+                ray.get(job["outbox"].put.remote(error))
+            return
+    torch.distributed.all_reduce(loss)
+    if rank == 0:
+        content = student.values(), distiller.state(), generator.get_state(), float(loss) / workers
+        ray.get(job["outbox"].put.remote(content))

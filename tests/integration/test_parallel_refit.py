@@ -1,0 +1,53 @@
+"""Distillation by two workers against one, in Ray Train's processes."""
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from de_ray.config import RefitConfig
+from de_ray.evolution.candidate import ZeroingSet
+from de_ray.problem.measure import mean_divergence
+from de_ray.refit.build import build_refit
+from de_ray.student import Student
+from tests.networks import mlp_problem
+
+
+@pytest.fixture
+def session():
+    yield
+    ray.shutdown()
+
+
+def refitted(workers):
+    problem = mlp_problem()
+    student = Student(problem.teacher, problem.layers)
+    student.commit(tuple(ZeroingSet(i, np.arange(0, layer.size, 2)) for i, layer in enumerate(problem.layers)))
+    before = mean_divergence(problem, student.module, problem.calibration)
+    refit = build_refit(student, problem, RefitConfig(steps=30, final_steps=30, batch=32, workers=workers))
+    generator, curve = torch.Generator().manual_seed(0), []
+    refit.after_cycle(generator)
+    curve.append(mean_divergence(problem, student.module, problem.calibration))
+    refit.final(0, 30, generator)
+    curve.append(mean_divergence(problem, student.module, problem.calibration))
+    assert curve[-1] < before
+    return student, refit.state(), generator.get_state(), curve
+
+
+def test_two_workers_refit_as_one_does(session):
+    one, moments, drawn, curve = refitted(1)
+    two, moments_of_two, drawn_by_two, curve_of_two = refitted(2)
+    assert curve_of_two == pytest.approx(curve, rel=1e-3)
+    for a, b in zip(one.weights, two.weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        assert torch.equal(a != 0, b != 0), "masks are held"
+    assert moments.keys() == moments_of_two.keys()
+    assert torch.equal(drawn, drawn_by_two), "later draws go on from the same place"
+
+
+def test_a_divergence_that_explodes_is_the_same_error_as_with_one_worker(session):
+    problem = mlp_problem()
+    student = Student(problem.teacher, problem.layers)
+    refit = build_refit(student, problem, RefitConfig(steps=20, batch=32, workers=2, learning_rate=1e30))
+    with pytest.raises(FloatingPointError, match="refit.learning_rate"):
+        refit.after_cycle(torch.Generator().manual_seed(0))
