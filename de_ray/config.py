@@ -244,11 +244,11 @@ class PoolConfig:
     actors: int = 0
     """Ray actors, >= 0; 0: one a GPU where there are GPUs, else one a CPU core of the cluster."""
     gpus: float | None = None
-    """GPUs an actor, >= 0; fractions share a device, 0 keeps actors on CPUs. None: 1 where the cluster has GPUs, or has no
-    machine at all yet that does work (`autoscale`)."""
+    """GPUs an actor, >= 0; fractions share a device, 0 keeps actors on CPUs. None: 1 where the cluster has GPUs or,
+    with `autoscale`, no machine yet that does work."""
     autoscale: bool = False
-    """Whether actors that the cluster has no room for are started all the same: its autoscaler starts machines for them.
-    The run begins with the first."""
+    """Whether actors that the cluster has no room for are started all the same, for its autoscaler to start machines
+    for them. The run begins with the first."""
     threads: int = 1
     """CPU threads an evaluator, >= 1. Part of the result: other counts may round differently."""
     batch: int = 256

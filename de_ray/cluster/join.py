@@ -62,8 +62,8 @@ def _join(address: str) -> None:
                               f"{TOKEN_HELP}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address == "auto":
-            raise ConnectionError("cluster.address=auto: no Ray cluster runs on this machine; run on a node of one, set "
-                                  "RAY_ADDRESS=HOST:PORT, or send the command there with cluster.submit=true "
+            raise ConnectionError("cluster.address=auto: no Ray cluster runs on this machine; run on a node of one, "
+                                  "set RAY_ADDRESS=HOST:PORT, or send the command there with cluster.submit=true "
                                   f"cluster.dashboard=http://HOST:8265 ({_first_line(error)})") from error
         mode = os.environ.get("RAY_AUTH_MODE", "unset")
         raise ConnectionError(f"cluster.address={address}: {_first_line(error)}. Where Ray listens there, check that "

@@ -1,8 +1,8 @@
 """Before a run starts: does every node have what its processes will need?
 
 Replicas get the student, the calibration inputs and the divergence through Ray's object store, so that data sets,
-teachers and checkpoints need to be on the driver's node alone. What every node needs is the same software, the module of
-a user's own model (it is pickled by name), and the folder of Tune's records, where a trial writes wherever it runs.
+teachers and checkpoints need to be on the driver's node alone. What every node needs is the same software, the module
+of a user's own model (it is pickled by name), and the folder of Tune's records, where a trial writes wherever it runs.
 """
 
 import importlib.util

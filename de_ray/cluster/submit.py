@@ -1,7 +1,7 @@
 """Off the cluster: send a command there as a Ray job, show its log, end with its exit code, survive a lost connection.
 
-A job's log is a file on the cluster's head. Whoever is connected anew is sent all of it, so that the number of characters
-already shown is all that has to be remembered.
+A job's log is a file on the cluster's head. Whoever is connected anew is sent all of it, so that the number of
+characters already shown is all that has to be remembered.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ T = TypeVar("T")
 
 ENTRY = "python -m de_ray.launch"
 """With the working folder first on its path, so that a repository's own package is the one that runs."""
-EXCLUDES = ["/outputs/", "/multirun/", "/data/", "/datasets/", "/mlartifacts/", "/mlruns/", "/build/", "/dist/", "mlflow.db*",
-            ".git/", ".venv/", "venv/", "__pycache__/", "*.egg-info/", ".pytest_cache/", ".hypothesis/", ".ruff_cache/",
-            ".env", ".env.*", "*.pem", "*.key", ".netrc", ".aws/", ".ssh/", ".ray/"]
+EXCLUDES = ["/outputs/", "/multirun/", "/data/", "/datasets/", "/mlartifacts/", "/mlruns/", "/build/", "/dist/",
+            "mlflow.db*", ".git/", ".venv/", "venv/", "__pycache__/", "*.egg-info/", ".pytest_cache/", ".hypothesis/",
+            ".ruff_cache/", ".env", ".env.*", "*.pem", "*.key", ".netrc", ".aws/", ".ssh/", ".ray/"]
 """Of the working folder, in .gitignore's syntax besides its own .gitignore and .rayignore: what is large and of this
 machine, and what holds secrets. A leading slash leaves folders of the same name inside the package alone."""
 FORWARDED = ("MLFLOW_TRACKING_URI", "DE_RAY_STORAGE")
@@ -59,8 +59,8 @@ def run_job(config: ClusterConfig, hydra: "HydraConf") -> int:
     job = config.attach
     if job is None:
         if hydra.mode == RunMode.MULTIRUN:
-            raise ValueError("cluster.submit=True: expected one run, not --multirun, whose jobs would be sent one by one "
-                             "as each ends; submit runs one at a time")
+            raise ValueError("cluster.submit=True: expected one run, not --multirun, whose jobs would be sent one by "
+                             "one as each ends; submit runs one at a time")
         job = submit(connection, entrypoint([*hydra.overrides.task, *hydra.overrides.hydra]), Path.cwd())
     try:
         return follow(connection, job)

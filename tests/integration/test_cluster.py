@@ -107,7 +107,8 @@ def test_a_run_that_waits_for_its_three_nodes_loses_one_and_gains_one_ends_in_th
 
     # Where the pool's class is looked up; what the run does with it is untouched.
     monkeypatch.setattr("de_ray.evaluation.ray_pool.RayPool", Watched)
-    config = compose([*QUICK, "pool.autoscale=true", "pool.gpus=0", "pool.actors=3", f"cluster.storage={tmp_path / 'shared'}"])
+    config = compose([*QUICK, "pool.autoscale=true", "pool.gpus=0", "pool.actors=3",
+                      f"cluster.storage={tmp_path / 'shared'}"])
     result = run(build_problem(config.problem, config.seed), config, tmp_path, on_record)
     assert result.data == expected
     ids = [node.node_id for node in added]
@@ -227,7 +228,8 @@ def test_a_folder_that_one_node_does_not_share_is_named_before_the_run_starts(ap
 
 
 def test_a_run_that_joined_by_address_with_a_token_ends_in_the_serial_runs_file(apart, expected):
-    launch(apart, f"cluster.storage={apart.folder / 'shared'}", "hydra.run.dir=runs/joined", RAY_ADDRESS=apart.address)
+    launch(apart, f"cluster.storage={apart.folder / 'shared'}", "pool.actors=2", "hydra.run.dir=runs/joined",
+           RAY_ADDRESS=apart.address)
     assert (apart.folder / "runs/joined/student.der").read_bytes() == expected
     mirror = apart.folder / "shared/runs/joined"
     assert (mirror / "student.der").read_bytes() == expected
@@ -295,7 +297,8 @@ def token(apart, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", (apart.folder / "home/.ray/auth_token").read_text())
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # Ray would rather believe this than what it is told
-    from ray._raylet import AuthenticationTokenLoader, Config as RayConfig
+    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import Config as RayConfig
 
     RayConfig.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

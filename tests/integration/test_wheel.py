@@ -58,7 +58,8 @@ def test_a_run_from_a_folder_that_is_not_the_repository(environment, tmp_path):
     where = subprocess.run([environment, "-c", "import de_ray.schema as s; print(s.CONF)"], cwd=tmp_path, text=True,
                            env=variables, capture_output=True, check=True).stdout
     assert Path(where.strip()).is_relative_to(environment.parents[1])
-    (tmp_path / "mine.py").write_text("from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(8, 4))\n")
+    (tmp_path / "mine.py").write_text("from torch import nn\n\n"
+                                      "def build():\n    return nn.Sequential(nn.Linear(8, 4))\n")
     np.save(tmp_path / "inputs.npy", np.random.default_rng(0).normal(size=(80, 8)).astype("f4"))
     ended = subprocess.run([environment, "launch.py", "problem=custom", "problem.model=mine:build",
                             "problem.calibration=inputs.npy", "evolution.sparsity=0.5", "evolution.cycles=2",

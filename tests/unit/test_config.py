@@ -17,7 +17,7 @@ GROUPS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 
 @pytest.mark.parametrize(("group", "name"), GROUPS)
 def test_every_config_composes_and_holds_to_the_schema(group, name):
-    override = f"+experiment={name}" if group == "experiment" else f"{group}={name}"
+    override = f"{group}={name}" if group not in ("experiment", "cluster") else f"+{group}={name}"
     config = compose([override, *(CUSTOM if (group, name) == ("problem", "custom") else [])])
     assert isinstance(config, Config) and isinstance(config.evolution, schema.EvolutionConfig)
 
@@ -88,11 +88,11 @@ def test_every_field_is_documented():
 
 def test_resuming_a_folder_without_a_run_says_what_to_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="outputs/"):
-        resumed(str(tmp_path), [])
+        resumed(Config(resume=str(tmp_path)), [])
 
 
 def test_resuming_takes_no_other_overrides(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 3\n")
-    assert resumed(str(tmp_path), [f"resume={tmp_path}"])[0].seed == 3
+    assert resumed(Config(resume=str(tmp_path)), [f"resume={tmp_path}"])[0].seed == 3
     with pytest.raises(ValueError, match=r"leave out seed=4"):
-        resumed(str(tmp_path), [f"resume={tmp_path}", "seed=4"])
+        resumed(Config(resume=str(tmp_path)), [f"resume={tmp_path}", "seed=4"])

@@ -183,7 +183,8 @@ def test_slurms_script_starts_ray_on_every_node_and_runs_the_command_with_its_ex
         "srun": f'echo "srun $*" >>{log}; while [[ $1 == -* ]]; do [[ $1 == -w ]] && shift; shift; done; exec "$@"',
         "hostname": "echo 10.0.0.1",
         "ray": f'echo "ray $* $RAY_AUTH_MODE ${{#RAY_AUTH_TOKEN}}" >>{log}; [[ $1 == status ]] || exec sleep 100',
-        "python": f'[[ $1 == -c ]] && exec {sys.executable} "$@"; sleep 1; echo "python $* $RAY_ADDRESS" >>{log}; exit 3',
+        "python": f'[[ $1 == -c ]] && exec {sys.executable} "$@"\nsleep 1\necho "python $* $RAY_ADDRESS" >>{log}'
+                  "\nexit 3",
     }
     for name, body in fakes.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
