@@ -1,7 +1,7 @@
 """The jobs of `python launch.py -m ...` under one run of MLflow.
 
-Hydra calls `MultirunParent` in the process that launches the jobs; these find their parent through a file in the sweep's
-folder, so that it does not matter whether they share that process.
+Hydra calls `MultirunParent` in the process that launches the jobs; these find their parent through a file in the
+sweep's folder, so that it does not matter whether they share that process.
 """
 
 import atexit

@@ -1,6 +1,7 @@
 """One run as a user sees it: a folder, progress, tracking, figures, the final table."""
 
 import contextlib
+import json
 import logging
 import signal
 import subprocess
@@ -107,13 +108,18 @@ def track_result(tracker: Tracker, report: dict, written: list[Path]) -> None:
 
 
 def write_result(result: Result, problem: Problem, folder: Path) -> list[Path]:
-    """Write the file, the report and the figures; returns the paths, the configuration's among them."""
-    report = folder / REPORT_FILE
-    write_json(report, result.report)
+    """Write the file, the figures and, at last, the report; returns the paths, the configuration's among them."""
     file = result.save(folder / STUDENT_FILE)
     pictures = problem.pictures and problem.pictures({"student": result.student, "decoded file": result.model})
-    return [file, report, folder / CONFIG_FILE,
-            *draw_all(folder / "figures", result.report, result.survivors, pictures)]
+    figures = draw_all(folder / "figures", result.report, result.survivors, pictures)
+    write_json(folder / REPORT_FILE, result.report)
+    return [file, folder / REPORT_FILE, folder / CONFIG_FILE, *figures]
+
+
+def read_report(folder: Path) -> dict | None:
+    """The report of a finished compression; None where there is none."""
+    path = folder / REPORT_FILE
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def save_config(config: Config, folder: Path) -> None:

@@ -11,7 +11,7 @@ from de_ray.evaluation.members import EvaluationError
 from de_ray.figures import draw_sweep
 from de_ray.problem.base import Problem
 from de_ray.report import print_sweep, write_json
-from de_ray.sweep.live import read_report
+from de_ray.session import read_report
 from de_ray.sweep.space import Point, configure, label
 from de_ray.sweep.trial import place
 from de_ray.tracking import Tracker
@@ -35,19 +35,18 @@ class SweepResult:
     """The command line of the best trial."""
 
 
-def trial_row(folder: Path, number: int, point: Point, failed: bool) -> dict:
+def trial_row(folder: Path, number: int, point: Point, failure: str | None) -> dict:
     """What is told of a trial."""
-    report = None if failed else read_report(place(folder, number))
-    status = "failed" if failed else "stopped" if report is None else "finished"
-    row = {"number": number, "point": point, "status": status}
+    report = None if failure else read_report(place(folder, number))
+    status = "failed" if failure else "stopped" if report is None else "finished"
+    row = {"number": number, "point": point, "status": status} | ({"reason": failure} if failure else {})
     if report is not None:
         row |= {key: report[key] for key in ("sparsity", "ratio", "file_bytes", "bits_per_survivor")}
         row |= {"divergence": report["divergence"]["held_out"], "metrics": report["student"]}
     return row
 
 
-def conclude(problem: Problem, config: Config, folder: Path, tracker: Tracker, rows: list[dict],
-             failed: dict[int, Exception]) -> SweepResult:
+def conclude(problem: Problem, config: Config, folder: Path, tracker: Tracker, rows: list[dict]) -> SweepResult:
     """Report the trials of a sweep.
 
     Raises:
@@ -56,7 +55,7 @@ def conclude(problem: Problem, config: Config, folder: Path, tracker: Tracker, r
     """
     finished = [row for row in rows if row["status"] == "finished"]
     if not finished:
-        reason = next((str(error).strip().splitlines()[-1] for error in failed.values()), "all were stopped")
+        reason = next((row["reason"] for row in rows if "reason" in row), "all were stopped")
         raise EvaluationError(f"none of {len(rows)} trials has finished: {reason}")
     report = read_report(place(folder, finished[0]["number"]))
     metric = config.sweep.metric or next(iter(report["student"]), "divergence")

@@ -4,7 +4,6 @@ Tune pickles its callbacks with the experiment and, in a resumed one, takes them
 pickled nor may be, for the address that it holds; so a callback travels as the name of its sweep's folder.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from ray.tune.experiment import Trial
 
 from de_ray.config import Config
 from de_ray.schema import CONFIG_FILE
-from de_ray.session import REPORT_FILE, STUDENT_FILE, track_result
+from de_ray.session import REPORT_FILE, STUDENT_FILE, read_report, track_result
 from de_ray.sweep.space import Point, label
 from de_ray.sweep.trial import CYCLE, HALVINGS, place
 from de_ray.tracking import Tracker, flatten
@@ -42,6 +41,8 @@ class Watch(Callback):
         self._open: dict[int, Tracker] = {}
         self.ended: set[int] = set()
         """Numbers of the trials that ended while this watched."""
+        self.failed: dict[int, str] = {}
+        """Why a trial failed, by number."""
 
     def __reduce__(self) -> tuple:
         return _find, (str(self._folder),)
@@ -69,7 +70,9 @@ class Watch(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         number = trial.config["number"]
-        log.warning("trial %d of %d failed (%s)", number + 1, len(self._points), label(self._points[number]))
+        reason = str(trial.get_error()).strip().splitlines()[-1]
+        self.failed[number] = reason
+        log.warning("trial %d failed: %s (%s)", number, reason, label(self._points[number]))
         self._end(number, "FAILED")
 
     def has_ended(self, number: int) -> bool:
@@ -87,15 +90,15 @@ class Watch(Callback):
 
     def finish(self, number: int) -> None:
         """Track a trial's result, or that it was stopped."""
-        folder, told = place(self._folder, number), f"{number + 1} of {len(self._points)}"
+        folder, told = place(self._folder, number), label(self._points[number])
         report = read_report(folder)
         if report is None:
-            log.info("trial %s stopped at a rung (%s)", told, label(self._points[number]))
+            log.info("trial %d stopped at a rung (%s)", number, told)
             (folder / STOPPED_FILE).touch()
             self._end(number, "KILLED")
             return
         metrics = ", ".join(f"{key} {value:.4g}" for key, value in report["student"].items())
-        log.info("trial %s: ratio %.1fx, %s (%s)", told, report["ratio"], metrics, label(self._points[number]))
+        log.info("trial %d: ratio %.1fx, %s (%s)", number, report["ratio"], metrics, told)
         figures = sorted((folder / "figures").glob("*.png"))
         track_result(self.track(number), report, [folder / STUDENT_FILE, folder / REPORT_FILE, folder / CONFIG_FILE,
                                                   *figures])
@@ -105,12 +108,6 @@ class Watch(Callback):
         self.track(number).end(status)
         del self._open[number]
         self.ended.add(number)
-
-
-def read_report(folder: Path) -> dict | None:
-    """The report of a finished trial; None where there is none."""
-    path = folder / REPORT_FILE
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _find(folder: str) -> Callback:

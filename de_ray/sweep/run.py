@@ -11,8 +11,9 @@ from de_ray.config import Config, TrackingConfig
 from de_ray.evaluation.ray_pool import ensure_ray
 from de_ray.problem.base import Problem
 from de_ray.quantization.sweep import quiet, signals_restored
+from de_ray.session import read_report
 from de_ray.sweep.conclude import SweepResult, conclude, trial_row
-from de_ray.sweep.live import Watch, read_report
+from de_ray.sweep.live import Watch
 from de_ray.sweep.rungs import EqualSparsity
 from de_ray.sweep.space import SPARSITY, Point, listed_sparsities, points
 from de_ray.sweep.trial import bundles, compress_trial, own_config, place
@@ -42,23 +43,22 @@ def run_sweep(problem: Problem, config: Config, folder: Path, tracker: Tracker) 
     found = points(sweep.space, sweep.samples, config.seed)
     for point in found:
         own_config(base, sweep, point)  # a mistake need not wait for Ray
-    log.info("%d compressions", len(found))
+    log.info("%d compressions: trials 0 to %d", len(found), len(found) - 1)
     ensure_ray()
     _require_room(bundles(base, sweep))
     with Watch(folder, tracker, found, lambda point: own_config(base, sweep, point)) as watch:
-        results = _tune(problem, base, folder, found, watch)
+        _tune(problem, base, folder, found, watch)
         for number in range(len(found)):  # what an earlier sitting has finished
             if number not in watch.ended and read_report(place(folder, number)) is not None:
                 watch.finish(number)
-    if not all(watch.has_ended(number) for number in range(len(found))):
-        # Tune answers Ctrl-C with the trials so far.
-        raise KeyboardInterrupt
-    failed = {result.config["number"]: result.error for result in results if result.error is not None}
-    rows = [trial_row(folder, number, point, number in failed) for number, point in enumerate(found)]
-    return conclude(problem, config, folder, tracker, rows, failed)
+        if not all(watch.has_ended(number) for number in range(len(found))):
+            # Tune answers Ctrl-C with the trials so far.
+            raise KeyboardInterrupt
+    rows = [trial_row(folder, number, point, watch.failed.get(number)) for number, point in enumerate(found)]
+    return conclude(problem, config, folder, tracker, rows)
 
 
-def _tune(problem: Problem, base: Config, folder: Path, found: list[Point], watch: Watch) -> tune.ResultGrid:
+def _tune(problem: Problem, base: Config, folder: Path, found: list[Point], watch: Watch) -> None:
     sweep = base.sweep
     trainable = tune.with_parameters(compress_trial, problem=problem, base=base, sweep=sweep, points=found,
                                      folder=str(folder))
@@ -78,7 +78,7 @@ def _tune(problem: Problem, base: Config, folder: Path, found: list[Point], watc
                     max_concurrent_trials=sweep.concurrent or None),
                 run_config=tune.RunConfig(name=TUNE_FOLDER, storage_path=str(folder), verbose=0, callbacks=[watch]),
             )
-        return tuner.fit()
+        tuner.fit()
 
 
 def _require_room(needed: list[dict[str, float]]) -> None:

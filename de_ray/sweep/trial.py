@@ -11,7 +11,7 @@ from de_ray.evolve import Record
 from de_ray.pipeline import run
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
-from de_ray.session import save_config, write_result
+from de_ray.session import read_report, save_config, write_result
 from de_ray.sweep.rungs import DIVERGENCE, HALVINGS, crossings, halvings, rungs
 from de_ray.sweep.space import Point, configure
 
@@ -58,12 +58,16 @@ def compress_trial(config: dict, problem: Problem, base: Config, sweep: SweepCon
         folder: of the sweep; the same on all nodes.
     """
     mine = own_config(base, sweep, points[config["number"]])
+    here = place(folder, config["number"])
+    if read_report(here) is not None:  # it was killed between its last word and Tune's record of it
+        tune.report({DONE: True})
+        return
     if mine.seed != base.seed:
         problem = build_problem(mine.problem, mine.seed)  # which draws calibration inputs of its own
-    here = place(folder, config["number"])
     here.mkdir(parents=True, exist_ok=True)
     save_config(mine, here)
-    stops, before = rungs(sweep), (0.0, 0.0)
+    # At its own sparsity a trial has its longest refit still to come: no time to judge it.
+    stops, before = [rung for rung in rungs(sweep) if rung < halvings(mine.evolution.sparsity)], (0.0, 0.0)
     earlier = checkpoint.latest(here)
     if earlier is not None:
         last = earlier.meta["history"][-1]
