@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -179,7 +180,9 @@ class Tracker:
             columns: of equal length.
             file: its name, ending in `.json`.
         """
-        self._do(lambda client: client.log_table(self._run, dict(columns), file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # between MLflow's pandas and the installed one
+            self._do(lambda client: client.log_table(self._run, dict(columns), file))
 
     def log_model(self, name: str, save: Callable[[Path, "Model"], None], register: str | None = None) -> None:
         """Log a model with the run.

@@ -20,7 +20,7 @@ PLANTED = "hunter2-planted"
 QUICK = ["evolution.cycles=3", "evolution.population=4", "evolution.generations=1", "refit.steps=10",
          "refit.final_steps=20", "quantization.refit_steps=10", "problem.teacher.epochs=10"]
 SPACE = ["~sweep.space.refit", "sweep.space.evolution.sparsity=[0.6]", "sweep.space.quantization.bits=[3,4]",
-         "+sweep.space.refit.learning_rate=[2e-3,1e-7]", "sweep.concurrent=1"]
+         "sweep.concurrent=1"]
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +71,13 @@ def test_a_killed_sweep_leaves_no_run_running(swept):
 def test_a_resumed_sweep_ends_with_all_trials_the_figure_and_the_best_ones_command_line(swept):
     work, _, _, first, printed, _ = swept
     summary = json.loads((work / "sweep/sweep.json").read_text())
-    assert [(row["point"]["quantization.bits"], row["point"]["refit.learning_rate"]) for row in summary["trials"]] == [
-        (3, 2e-3), (3, 1e-7), (4, 2e-3), (4, 1e-7)]
+    assert [row["point"]["quantization.bits"] for row in summary["trials"]] == [3, 4]
+    assert {row["status"] for row in summary["trials"]} == {"finished"}  # bits do not matter at the rungs
     assert (work / "sweep/trials/000/student.der").stat().st_mtime_ns == first  # not made again
     assert (work / "sweep/figures/sweep.png").read_bytes()[:4] == b"\x89PNG"
     assert printed.count(summary["command"]) == 2  # printed, and logged
     best = compose(shlex.split(summary["command"])[2:])
-    point = summary["trials"][summary["best"]]["point"]
-    assert (best.quantization.bits, best.refit.learning_rate) == (point["quantization.bits"],
-                                                                  point["refit.learning_rate"])
+    assert best.quantization.bits == summary["trials"][summary["best"]]["point"]["quantization.bits"]
     report = json.loads((work / f"sweep/trials/{summary['best']:03}/report.json").read_text())
     assert report["ratio"] == summary["trials"][summary["best"]]["ratio"] > 10
 
@@ -89,12 +87,13 @@ def test_trials_are_runs_under_the_sweeps_with_their_metrics_by_cycle(swept):
     parent = next(run for run in found if run.data.params.get("sweep.concurrent") and run.info.status == "FINISHED")
     trials = {run.data.tags["trial"]: run for run in found
               if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
-    assert trials.keys() == {"0", "1", "2", "3"}
-    finished = [run for run in trials.values() if run.info.status == "FINISHED"]
-    assert {"ratio", "student_accuracy", "sparsity"} <= finished[0].data.metrics.keys()
-    assert trials["2"].data.params["quantization.bits"] == "4"
-    assert len(client.get_metric_history(trials["2"].info.run_id, "divergence")) == 4
-    assert parent.data.metrics["trials"] == 4 and "best: trial" in parent.data.tags["mlflow.note.content"]
+    assert trials.keys() == {"0", "1"}
+    assert all({"ratio", "student_accuracy", "sparsity"} <= run.data.metrics.keys() for run in trials.values())
+    assert trials["1"].data.params["quantization.bits"] == "4"
+    by_cycle = [client.get_metric_history(run.info.run_id, "divergence") for run in found
+                if run.data.tags.get("trial") == "0" and run.data.metrics.get("evaluations")]
+    assert any([metric.step for metric in history] == [1, 2, 3, 4] for history in by_cycle)
+    assert parent.data.metrics["trials"] == 2 and "best: trial" in parent.data.tags["mlflow.note.content"]
     assert {"trials.json", "sweep.json", "figures"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
 
 
