@@ -1,4 +1,4 @@
-"""`python -m de_ray inspect FILE` and `python -m de_ray evaluate FILE problem=NAME [overrides] [--pictures PNG]`."""
+"""`python -m de_ray inspect|evaluate|decode|export FILE ...`; `python -m de_ray COMMAND --help` tells of each."""
 
 import argparse
 import copy
@@ -52,6 +52,85 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
         save(problem.pictures({"decoded file": decoded}), Path(pictures))
 
 
+def decode(path: str, output: str) -> None:
+    """Write a file's state dict as safetensors, dense.
+
+    Args:
+        path: a compressed file.
+        output: a safetensors file, which must not be there yet.
+    """
+    from safetensors.torch import save
+
+    from de_ray import codec
+    from de_ray.export import require_new, write_new
+
+    require_new(output, "-o")
+    state = codec.decode(path)
+    write_new(output, "-o", save({name: value.contiguous() for name, value in state.items()},
+                                 {"architecture": codec.inspect(path).architecture}))
+    print(f"wrote {output}")
+
+
+def export(path: str, onnx: str, int8: str | None, overrides: list[str]) -> None:
+    """Write a file's network as ONNX, and print how it compares with the student, as JSON.
+
+    Args:
+        path: a compressed file.
+        onnx: a file for the dense float32 network, which must not be there yet.
+        int8: one for the network with int8 weights and activations; needs a problem for its calibration inputs.
+        overrides: of the configuration, in Hydra's syntax. None: a built-in architecture, checked on random inputs.
+    """
+    import torch
+
+    from de_ray import codec
+    from de_ray.export import (
+        CHECKED,
+        OnnxNetwork,
+        against,
+        require_new,
+        sample_inputs,
+        to_int8,
+        to_onnx,
+        write_new,
+    )
+    from de_ray.problem.build import build_architecture, build_problem
+    from de_ray.problem.measure import measure
+    from de_ray.schema import compose
+
+    files = {"--onnx": onnx} | ({"--int8": int8} if int8 is not None else {})
+    for option, file in files.items():
+        require_new(file, option)
+    if int8 == onnx:
+        raise ValueError(f"--int8={int8!r}: expected another file than --onnx")
+    if int8 is not None and not overrides:
+        raise ValueError(f"--int8={int8!r}: expected a problem beside it, such as problem=digits, whose inputs tell "
+                         "the range of activations")
+    state, architecture = codec.decode(path), codec.inspect(path).architecture
+    if overrides:
+        config = compose(overrides)
+        problem = build_problem(config.problem, config.seed)
+        student = codec.fill(copy.deepcopy(problem.teacher), state)
+        sample = problem.held_out[:CHECKED]
+    else:
+        problem, sample = None, sample_inputs(architecture)
+        student = codec.fill(build_architecture(architecture), state)
+    made = {"--onnx": to_onnx(student, sample)}
+    if int8 is not None:
+        made["--int8"] = to_int8(made["--onnx"], problem.calibration)
+    told = {"architecture": architecture, "file_bytes": Path(path).stat().st_size}
+    if problem is not None:
+        told["student"] = measure(problem, student)
+    for option, data in made.items():
+        told[option[2:]] = {"file": files[option], "bytes": len(data)}
+        if problem is not None:
+            with torch.inference_mode():
+                network = OnnxNetwork(data, student(sample[:1]))
+            told[option[2:]] |= measure(problem, network) | against(student, network, problem)
+    for option, data in made.items():
+        write_new(files[option], option, data)
+    print(json.dumps(told, indent=2))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m de_ray", description="Look into compressed networks.")
@@ -62,12 +141,29 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("file")
     command.add_argument("overrides", nargs="+", metavar="override", help="problem=NAME and other Hydra overrides")
     command.add_argument("--pictures", metavar="PNG", help="draw what teacher and file detect; for detectors")
-    given = parser.parse_args(arguments)
+    command = commands.add_parser("decode", help="a file's state dict as safetensors, dense")
+    command.add_argument("file")
+    command.add_argument("-o", dest="output", required=True, metavar="SAFETENSORS", help="a file that is not there yet")
+    command = commands.add_parser("export", help="a file's network as ONNX, compared with the student")
+    command.add_argument("file")
+    command.add_argument("overrides", nargs="*", metavar="override",
+                         help="problem=NAME and other Hydra overrides; not needed for built-in architectures without "
+                              "--int8")
+    command.add_argument("--onnx", required=True, metavar="ONNX", help="dense float32, a file that is not there yet")
+    command.add_argument("--int8", metavar="ONNX", help="int8 by quantize-dequantize nodes, likewise")
+    given, rest = parser.parse_known_args(arguments)
+    # argparse finds no overrides behind an option once it has found none before it.
+    if rest and (given.command != "export" or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if given.command == "inspect":
             inspect(given.file)
-        else:
+        elif given.command == "evaluate":
             evaluate(given.file, given.overrides, given.pictures)
+        elif given.command == "decode":
+            decode(given.file, given.output)
+        else:
+            export(given.file, given.onnx, given.int8, [*given.overrides, *rest])
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {error}")
 

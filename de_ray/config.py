@@ -5,6 +5,7 @@ dataclasses. Each field's comment says its unit and its range; `__post_init__` h
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs")
 DIVERGENCES = ("kl", "mse", "cosine")
@@ -372,9 +373,62 @@ class TrackingConfig:
     enabled: bool = True
     """Track with MLflow."""
     uri: str | None = None
-    """An MLflow tracking URI. None: `sqlite:///mlflow.db` in the working folder."""
-    experiment: str = "de-ray"
-    """The MLflow experiment's name."""
+    """An MLflow tracking URI. None: the environment's MLFLOW_TRACKING_URI, or `sqlite:///mlflow.db` in the working
+    folder."""
+    experiment: str | None = None
+    """The MLflow experiment's name. None: de-ray and the problem's name, since only runs of one problem compare."""
+    system_metrics: bool = True
+    """Sample processors, memory, disk and network."""
+    model: bool = True
+    """Log the compressed network, so that `mlflow.pyfunc.load_model` predicts with it."""
+    register: str | None = None
+    """A name in MLflow's model registry, of which the compressed network becomes a new version; needs `model`."""
+
+    def __post_init__(self) -> None:
+        require(self.model or self.register is None, "tracking.register", self.register,
+                "nothing, unless tracking.model=true")
+
+
+@dataclass
+class SweepConfig:
+    """Whole compressions as trials of Ray Tune, `+sweep=tune`; conf/sweep/tune.yaml has an example."""
+
+    space: dict[str, Any] = field(default_factory=dict)
+    """Values by key, nested as the configuration is, of the groups evolution, refit and quantization and of seed. A list
+    is tried in all combinations with other lists; {low, high} or {low, high, log: true} is a range to draw from, of
+    whole numbers where both ends are; a single value is fixed."""
+    samples: int = 1
+    """Draws from the ranges for each combination of lists, >= 1. Without ranges: one."""
+    asha: bool = True
+    """Stop a trial whose divergence, at a rung of sparsity, is among the worse of those that have come as far. Trials
+    that aim at other listed sparsities are no rivals."""
+    first_rung: float = 0.5
+    """Sparsity of the first rung, in (0, 1)."""
+    reduction: float = 2.0
+    """One of so many trials goes on at a rung, and each rung has so many times the log density of the one before; > 1."""
+    concurrent: int = 0
+    """Trials at a time, >= 0; 0: as many as there is room for."""
+    actors: int = 0
+    """Ray actors that evaluate for one trial, >= 0; 0: a trial evaluates in its own process. A trial takes
+    `threads` CPUs and each of its actors `pool.threads`, all reserved before it starts."""
+    gpus: float = 0.0
+    """GPUs of a trial, >= 0."""
+    metric: str | None = None
+    """What the ratio is weighed against: a metric of the report, or divergence (held out). None: the first metric."""
+    tolerance: float = 0.01
+    """The best trial is the smallest file whose metric is worse than the teacher's by no more than this share of it;
+    > 0. For metrics that are 0 for the teacher: by no more than this."""
+
+    def __post_init__(self) -> None:
+        key = "sweep."
+        require(bool(self.space), key + "space", self.space, "values by key, such as {evolution: {sparsity: [0.8, 0.9]}}")
+        require(self.samples >= 1, key + "samples", self.samples, "at least 1")
+        require(0 < self.first_rung < 1, key + "first_rung", self.first_rung, "a number in (0, 1)")
+        require(self.reduction > 1, key + "reduction", self.reduction, "a number above 1")
+        require(self.concurrent >= 0, key + "concurrent", self.concurrent, "0 (as many as there is room for) or more")
+        require(self.actors >= 0, key + "actors", self.actors, "0 (a trial's own process) or more")
+        require(self.gpus >= 0, key + "gpus", self.gpus, "0 or more")
+        require(self.tolerance > 0, key + "tolerance", self.tolerance, "a number above 0")
 
 
 @dataclass
@@ -435,6 +489,8 @@ class Config:
     """Where results go besides the run's folder."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """On which machines."""
+    sweep: SweepConfig | None = None
+    """Many compressions in place of one; None: one."""
     target_bytes: int | None = None
     """Size that the file may have, >= 1: sparsity and the rate's weight in level placement are then found, in place of
     `evolution.sparsity`, `quantization.tolerance` and `quantization.rate_weight`. None: the file is as large as it

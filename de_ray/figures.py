@@ -186,6 +186,44 @@ def _pareto(trials: list[dict], chosen: dict) -> Figure:
     return figure
 
 
+def draw_sweep(folder: Path, summary: dict, labels: dict[int, str]) -> Path:
+    """Draw a sweep's trials: ratio against metric, the Pareto front, the teacher and the best.
+
+    Args:
+        folder: made where it is missing.
+        summary: as `sweep.json` has it.
+        labels: by trial.
+
+    Returns:
+        Path of the PNG file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = _figure()
+    axes = figure.subplots()
+    finished = [row for row in summary["trials"] if row["status"] == "finished"]
+    front = sorted((row for row in finished if row["front"]), key=lambda row: row["ratio"])
+    (best,) = (row for row in finished if row["number"] == summary["best"])
+    axes.plot([row["ratio"] for row in finished], [row["metric"] for row in finished], "o", ms=5, mew=0, color=GREY,
+              alpha=0.5, label="compressions")
+    axes.step([row["ratio"] for row in front], [row["metric"] for row in front], "o-", ms=5, where="pre", color=BLUE,
+              label="Pareto front")
+    axes.plot(best["ratio"], best["metric"], "*", ms=15, color=GREEN, mec="white", zorder=3,
+              label=f"best: {labels[best['number']]}")
+    axes.axhline(summary["teacher"], color=ORANGE, lw=1, ls="--", label="teacher")
+    if max(row["ratio"] for row in finished) > 4 * min(row["ratio"] for row in finished):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.legend(fontsize=8, frameon=False)
+    stopped = sum(row["status"] == "stopped" for row in summary["trials"])
+    told = f"{len(finished)} compressions" + (f", {stopped} more stopped on the way" if stopped else "")
+    better = "lower" if summary["lower_is_better"] else "higher"
+    _tidy(axes, f"{summary['problem']}: size against {summary['metric']}, {told}", "ratio to float32, bytes of the file",
+          f"{summary['metric']}, {better} is better")
+    return save(figure, folder / "sweep.png")
+
+
 def _widths(widths: list[int]) -> str:
     """Bit-widths by layer: all of a few, the range of many."""
     if len(set(widths)) == 1:

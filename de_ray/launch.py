@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from de_ray.evaluation.members import EvaluationError
+from de_ray.redact import redact_logs, without_credentials
 from de_ray.schema import CONF, refuse_plain_cluster, register, resumed, to_config
 
 log = logging.getLogger(__name__)
@@ -28,13 +29,14 @@ def run(composed: DictConfig) -> float:
         if config.resume is not None:
             config, folder = resumed(config, list(hydra_config.overrides.task))
         # Imports torch and MLflow, which a mistyped override need not wait for.
+        from de_ray.multirun import parent_of
         from de_ray.session import run_session
 
-        return run_session(config, folder).report["divergence"]["held_out"]
+        return run_session(config, folder, parent_of(hydra_config)).report["divergence"]["held_out"]
     except (ValueError, OSError, OmegaConfBaseException, EvaluationError) as error:
         # What users can mend is told in one line, which a traceback would hide; hydra.verbose=true shows both.
         log.debug("where it happened", exc_info=True)
-        sys.exit(f"error: {error}")
+        sys.exit(without_credentials(f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -45,6 +47,7 @@ def main() -> None:
         refuse_plain_cluster(sys.argv[1:])
     except ValueError as error:
         sys.exit(f"error: {error}")
+    redact_logs()
     register()
     run()
 

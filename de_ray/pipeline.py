@@ -101,7 +101,7 @@ def fingerprint(problem: Problem, config: Config) -> dict:
     for group, keys in irrelevant.items():
         for key in keys:
             del fields[group][key]
-    for key in ("resume", "tracking", "cluster", "device"):
+    for key in ("resume", "tracking", "cluster", "device", "sweep"):
         del fields[key]
     del fields["problem"]["data"]["workers"]
     fields["teacher_digest"] = float(sum(p.double().abs().sum() for p in problem.teacher.parameters()))

@@ -103,6 +103,34 @@ def _layers(report: dict) -> Table:
     return table
 
 
+def print_sweep(summary: dict, labels: dict[int, str], written: list[Path], console: Console | None = None) -> None:
+    """Print a sweep's trials, the largest ratio first, and the command line of the best.
+
+    Args:
+        summary: as `sweep.json` has it.
+        labels: by trial.
+        written: paths to tell of.
+        console: where to.
+    """
+    console = console or _console()
+    table = Table(title=f"{escape(summary['problem'])}: {len(summary['trials'])} compressions")
+    for name, justify in (("trial", "right"), ("", "left"), ("sparsity", "right"), ("ratio", "right"),
+                          (summary["metric"], "right"), ("divergence, held out", "right"), ("", "left")):
+        table.add_column(escape(name), justify=justify)
+    for row in sorted(summary["trials"], key=lambda row: -row.get("ratio", 0)):
+        name = str(row["number"]), escape(labels[row["number"]])
+        if row["status"] != "finished":
+            table.add_row(*name, "", "", "", "", row["status"])
+            continue
+        table.add_row(*name, f"{row['sparsity']:.2%}", f"{row['ratio']:.1f}x", f"{row['metric']:.4g}",
+                      f"{row['divergence']:.4g}", "best" if row["number"] == summary["best"] else
+                      "Pareto front" if row["front"] else "")
+    console.print(table)
+    for path in written:
+        console.print(f"wrote {escape(str(path))}", soft_wrap=True, highlight=False)
+    console.print(f"the best again: {escape(summary['command'])}", soft_wrap=True, highlight=False)
+
+
 def print_file_summary(path: str, summary: "FileSummary", console: Console | None = None) -> None:
     """Print a compressed file's tensors and totals."""
     console = console or _console()

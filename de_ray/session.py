@@ -1,14 +1,22 @@
 """One run as a user sees it: a folder, progress, tracking, figures, the final table."""
 
-import dataclasses
+import contextlib
+import json
 import logging
+import signal
 import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
 from de_ray.cluster.prepare import prepare
+from de_ray.cluster.storage import Mirror
+from de_ray.command import command_line
 from de_ray.config import Config
 from de_ray.evolve import Record
 from de_ray.figures import draw_all
@@ -17,22 +25,29 @@ from de_ray.pipeline import Result, run
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
 from de_ray.progress import Progress
+from de_ray.redact import scrub
 from de_ray.report import print_report, write_json
 from de_ray.schema import CONFIG_FILE
-from de_ray.tracking import Tracker, flatten, without_credentials
+from de_ray.serving import saver
+from de_ray.tracking import Parent, Tracker, flatten
+
+if TYPE_CHECKING:
+    from de_ray.sweep.run import SweepResult
 
 log = logging.getLogger(__name__)
 
 STUDENT_FILE = "student.der"
 REPORT_FILE = "report.json"
+UNKNOWN = "unknown"
 
 
-def run_session(config: Config, folder: Path) -> Result:
-    """Compress as configured and leave everything in a folder.
+def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "Result | SweepResult":
+    """Compress as configured and leave everything in a folder; with a sweep, do so at each of its points.
 
     Args:
         config: checked.
         folder: of the run; made where it is missing, continued where it holds checkpoints.
+        parent: of the tracked run, where it is one of several.
 
     Raises:
         ValueError, OSError: the problem cannot be built, the folder is another run's, or the cluster or its storage
@@ -40,59 +55,117 @@ def run_session(config: Config, folder: Path) -> Result:
     """
     folder.mkdir(parents=True, exist_ok=True)
     mirror = prepare(config, folder)
-    problem = build_problem(config.problem, config.seed)
-    write_atomically(folder / CONFIG_FILE, _saved(config).encode())
-    name = f"{problem.name} {config.evolution.method} {config.evolution.sparsity:.4g} seed {config.seed}"
-    tracker = Tracker.start(config.tracking, name, {"problem": problem.name, "method": config.evolution.method,
-                                                    "commit": _commit()})
-    status = "FAILED"
-    try:
-        tracker.log_params(flatten(config))
-        with Progress() as progress:
-            def on_record(record: Record, total: int) -> None:
-                progress.update(record.cycle, total,
-                                f"sparsity {record.sparsity:.2%}, divergence {record.divergence:.4g}")
-                tracker.log_metrics({key: value for key, value in asdict(record).items()
-                                     if isinstance(value, int | float) and key != "cycle"}, record.cycle)
-                mirror.push()
+    with _ended_by_sigterm():
+        problem = build_problem(config.problem, config.seed)
+        save_config(config, folder)
+        tracker = Tracker.start(config.tracking, _name(problem, config), _tags(problem, config),
+                                f"de-ray {problem.name}", parent)
+        status = "FAILED"
+        try:
+            tracker.log_params(flatten(config))
+            if config.sweep is not None:
+                from de_ray.sweep.run import run_sweep
 
-            result = run(problem, config, folder, on_record, progress.stage)
-        written = _write(result, problem, folder)
-        tracker.log_metrics(_final_metrics(result.report), len(result.report["history"]))
-        for number, trial in enumerate(result.report["trials"]):
-            with tracker.child(f"trial {number}") as child:
-                child.log_params({"widths": ",".join(map(str, trial["widths"]))})
-                child.log_metrics({"bytes": trial["bytes"], "divergence": trial["divergence"]}, 0)
-        for path in written:
-            tracker.log_artifact(path, "figures" if path.suffix == ".png" else None)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        elsewhere = f"; elsewhere with resume={mirror.uri}" if mirror.uri else ""
-        log.error("interrupted; continue with: python launch.py resume=%s%s", folder, elsewhere)
-        raise
-    finally:
-        tracker.end(status)
-    print_report(result.report, written)
+                result = run_sweep(problem, config, folder, tracker)
+            else:
+                result = _compress(problem, config, folder, tracker, mirror)
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            elsewhere = f"; elsewhere with resume={mirror.uri}" if mirror.uri else ""
+            log.error("interrupted; continue with: python launch.py resume=%s%s", folder, elsewhere)
+            raise
+        finally:
+            tracker.end(status)
     mirror.push(final=True)
     return result
 
 
-def _write(result: Result, problem: Problem, folder: Path) -> list[Path]:
-    """Write the file, the report and the figures; returns the paths, the configuration's among them."""
-    report = folder / REPORT_FILE
-    write_json(report, result.report)
+def _compress(problem: Problem, config: Config, folder: Path, tracker: Tracker, mirror: Mirror) -> Result:
+    """One compression, tracked and mirrored as it goes on."""
+    with Progress() as progress:
+        def on_record(record: Record, total: int) -> None:
+            progress.update(record.cycle, total,
+                            f"sparsity {record.sparsity:.2%}, divergence {record.divergence:.4g}")
+            tracker.log_metrics({key: value for key, value in asdict(record).items()
+                                 if isinstance(value, int | float) and key != "cycle"}, record.cycle)
+            mirror.push()
+
+        result = run(problem, config, folder, on_record, progress.stage)
+    written = write_result(result, problem, folder)
+    track_result(tracker, result.report, written)
+    if config.tracking.model:
+        tracker.log_model("student", saver(problem, folder / STUDENT_FILE, result.model, config.problem.model),
+                          config.tracking.register)
+    print_report(result.report, written)
+    return result
+
+
+def track_result(tracker: Tracker, report: dict, written: list[Path]) -> None:
+    """Log what a finished compression is compared by, its layers, the trials of its widths and its files."""
+    tracker.log_metrics(_final_metrics(report), len(report["history"]))
+    layers = report["layers"]
+    tracker.log_table({key: [layer[key] for layer in layers] for key in layers[0]}, "layers.json")
+    for number, trial in enumerate(report["trials"]):
+        with tracker.child(f"widths {number}") as child:
+            child.log_params({"widths": ",".join(map(str, trial["widths"]))})
+            child.log_metrics({"bytes": trial["bytes"], "divergence": trial["divergence"]}, 0)
+    for path in written:
+        tracker.log_artifact(path, "figures" if path.suffix == ".png" else None)
+
+
+def write_result(result: Result, problem: Problem, folder: Path) -> list[Path]:
+    """Write the file, the figures and, at last, the report; returns the paths, the configuration's among them."""
     file = result.save(folder / STUDENT_FILE)
     pictures = problem.pictures and problem.pictures({"student": result.student, "decoded file": result.model})
-    return [file, report, folder / CONFIG_FILE,
-            *draw_all(folder / "figures", result.report, result.survivors, pictures)]
+    figures = draw_all(folder / "figures", result.report, result.survivors, pictures)
+    write_json(folder / REPORT_FILE, result.report)
+    return [file, folder / REPORT_FILE, folder / CONFIG_FILE, *figures]
 
 
-def _saved(config: Config) -> str:
-    """The configuration as YAML, without the password that a tracking URI may carry: the file is tracked too."""
-    uri = config.tracking.uri and without_credentials(config.tracking.uri)
-    shown = dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, uri=uri))
-    return OmegaConf.to_yaml(OmegaConf.structured(shown))
+def read_report(folder: Path) -> dict | None:
+    """The report of a finished compression; None where there is none."""
+    path = folder / REPORT_FILE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def save_config(config: Config, folder: Path) -> None:
+    """Write the configuration without the credentials that an address may carry: the file is tracked too."""
+    write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(scrub(asdict(config)))).encode())
+
+
+def _name(problem: Problem, config: Config) -> str:
+    """What sets runs of a problem apart, as they are called in lists."""
+    if config.sweep is not None:
+        return f"{problem.name} {config.evolution.method} sweep seed {config.seed}"
+    bits = config.quantization.bits
+    return (f"{problem.name} {config.evolution.method} {config.evolution.sparsity:.4g} "
+            f"{'swept' if bits is None else bits} bits seed {config.seed}")
+
+
+def _tags(problem: Problem, config: Config) -> dict[str, str]:
+    """Tags of a run; MLflow shows its own of them in columns and in the run's description."""
+    commit = _commit()
+    tags = {"problem": problem.name, "method": config.evolution.method, "commit": commit[:7],
+            "mlflow.source.type": "LOCAL", "mlflow.source.name": "launch.py"}
+    if commit != UNKNOWN:
+        tags["mlflow.source.git.commit"] = commit
+    if config.sweep is None:
+        tags["mlflow.note.content"] = f"```\n{command_line(config)}\n```"
+    return tags
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, with which schedulers end jobs, leave this context by `SystemExit`, as Ray's own handler does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _final_metrics(report: dict) -> dict[str, float]:
@@ -107,7 +180,6 @@ def _final_metrics(report: dict) -> dict[str, float]:
 def _commit() -> str:
     """The working folder's git commit, or "unknown"."""
     try:
-        return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
-                              check=True).stdout.strip()
+        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return UNKNOWN

@@ -6,17 +6,23 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from de_ray.config import TrackingConfig
-from de_ray.files import write_atomically
+from de_ray.redact import without_credentials
+from de_ray.tracking_store import address, end_orphans, experiment_id, open_store, process_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.models import Model
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+__all__ = ["Parent", "Tracker", "flatten", "without_credentials"]
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +30,8 @@ SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT
             "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 """MLflow's own defaults keep a run waiting for minutes on a dead server, report its use to its makers, and print a
 server's address, with the password in it, as each run ends. What the user has set stays."""
-CONNECT_SECONDS = 10
-"""Patience with a database server."""
-QUIET = {"mlflow": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "alembic": logging.WARNING,
-         "urllib3.connectionpool": logging.ERROR}
-"""Loggers that would tell of each migration, of each retry, and with a traceback of what is raised anyway."""
+NOTE = "mlflow.note.content"
+"""The tag that is shown as a run's description."""
 PARAMS_A_CALL = 100
 """MLflow's limit."""
 
@@ -45,11 +48,23 @@ def flatten(config: object, prefix: str = "") -> dict[str, object]:
     return flat
 
 
+@dataclass(frozen=True)
+class Parent:
+    """A run that others are nested under, the jobs of a multirun say."""
+
+    experiment: str
+    """The experiment's id."""
+    run: str
+    """The run's id."""
+
+
 class Connection:
     """A store and an experiment in it, shared by a run and its children; off after the first failure."""
 
     def __init__(self) -> None:
         self.client: MlflowClient | None = None
+        self.lost: MlflowClient | None = None
+        """What `client` was before the failure."""
         self.experiment = ""
 
     @contextlib.contextmanager
@@ -59,7 +74,7 @@ class Connection:
             yield
         # Whatever MLflow, its database or its server may raise: none of it is worth a run.
         except Exception as error:  # noqa: BLE001
-            self.client = None
+            self.client, self.lost = None, self.client
             reason = str(error).strip().partition("\n")[0]
             log.warning("tracking with MLflow failed and is off for the rest of this run, which goes on: %s: %s",
                         type(error).__name__, without_credentials(reason))
@@ -79,26 +94,43 @@ class Tracker:
     def __init__(self, connection: Connection, run: "Run | None") -> None:
         self._connection = connection
         self._run = run.info.run_id if run is not None else ""
+        self._monitor: SystemMetricsMonitor | None = None
 
     @classmethod
-    def start(cls, config: TrackingConfig, name: str, tags: dict[str, str]) -> "Tracker":
+    def start(cls, config: TrackingConfig, name: str, tags: Mapping[str, str], experiment: str = "de-ray",
+              parent: Parent | None = None) -> "Tracker":
         """Open a run.
 
         Args:
             config: where to.
             name: of the run.
             tags: of the run.
+            experiment: its name, where the configuration gives none.
+            parent: what the run is nested under; in that one's experiment.
         """
         connection, run = Connection(), None
-        if config.enabled:
-            for key, value in SETTINGS.items():
-                os.environ.setdefault(key, value)
-            with connection.guarded():
-                client = _client(config.uri)
-                connection.experiment = _experiment(client, config)
-                run = client.create_run(connection.experiment, tags=tags, run_name=name)
-                connection.client = client
-        return cls(connection, run)
+        if not config.enabled:
+            return cls(connection, None)
+        for key, value in SETTINGS.items():
+            os.environ.setdefault(key, value)
+        nested = {"mlflow.parentRunId": parent.run} if parent else {}
+        with connection.guarded():
+            uri = address(config)
+            client = open_store(uri)
+            connection.experiment = (parent.experiment if parent else
+                                     experiment_id(client, config.experiment or experiment, uri))
+            end_orphans(client, connection.experiment)
+            run = client.create_run(connection.experiment, tags={**tags, **nested, **process_tag()}, run_name=name)
+            connection.client = client
+        tracker = cls(connection, run)
+        if config.system_metrics:
+            tracker._watch_system()
+        return tracker
+
+    @property
+    def identity(self) -> Parent | None:
+        """The run as others' parent; None where nothing is tracked."""
+        return Parent(self._connection.experiment, self._run) if self._run else None
 
     def _do(self, action: Callable[["MlflowClient"], "Run | None"]) -> "Run | None":
         if self._connection.client is not None:
@@ -106,18 +138,28 @@ class Tracker:
                 return action(self._connection.client)
         return None
 
-    def log_params(self, params: dict[str, object]) -> None:
-        """Log parameters; credentials in addresses are left out."""
+    def _watch_system(self) -> None:
+        """Processors, memory, disk and network, sampled by MLflow's own thread."""
+        def action(client: "MlflowClient") -> None:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            self._monitor = SystemMetricsMonitor(self._run, tracking_uri=client.tracking_uri)
+            self._monitor.start()
+        self._do(action)
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Log parameters; credentials are left out, and so is what is not set, since a "None" among numbers would keep
+        MLflow from comparing them."""
         def action(client: "MlflowClient") -> None:
             from mlflow.entities import Param
 
-            named = {_key(key): without_credentials(str(value)) for key, value in params.items()}
-            entries = [Param(key, value) for key, value in named.items()]
+            entries = [Param(_key(key), without_credentials(str(value))) for key, value in params.items()
+                       if value is not None]
             for start in range(0, len(entries), PARAMS_A_CALL):
                 client.log_batch(self._run, params=entries[start:start + PARAMS_A_CALL])
         self._do(action)
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics of a step in one call."""
         def action(client: "MlflowClient") -> None:
             from mlflow.entities import Metric
@@ -131,11 +173,56 @@ class Tracker:
         """Log a file, under a folder of the run's artifacts."""
         self._do(lambda client: client.log_artifact(self._run, str(path), folder))
 
+    def log_table(self, columns: Mapping[str, Sequence[object]], file: str) -> None:
+        """Log a table that MLflow's pages show as one, and join with the tables of other runs.
+
+        Args:
+            columns: of equal length.
+            file: its name, ending in `.json`.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # between MLflow's pandas and the installed one
+            self._do(lambda client: client.log_table(self._run, dict(columns), file))
+
+    def log_model(self, name: str, save: Callable[[Path, "Model"], None], register: str | None = None) -> None:
+        """Log a model with the run.
+
+        Args:
+            name: of the model.
+            save: writes it into a folder, as MLflow's flavours do.
+            register: a name in the model registry, of which it becomes a new version.
+        """
+        def action(client: "MlflowClient") -> None:
+            from mlflow.entities import LoggedModelOutput
+            from mlflow.models import Model
+
+            # `pyfunc.log_model` would need the process's one global store, which jobs of a multirun share.
+            logged = client.create_logged_model(self._connection.experiment, name, self._run)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model"
+                save(path, Model(artifact_path=logged.artifact_location, run_id=self._run,
+                                 model_uuid=logged.model_id, model_id=logged.model_id))
+                client.log_model_artifacts(logged.model_id, str(path))
+            client.finalize_logged_model(logged.model_id, "READY")
+            client.log_outputs(self._run, [LoggedModelOutput(logged.model_id, 0)])
+            if register is not None:
+                _register(client, register, logged.model_id, self._run)
+        self._do(action)
+
+    def set_note(self, text: str) -> None:
+        """Set what MLflow's pages show as the run's description, in Markdown."""
+        self._do(lambda client: client.set_tag(self._run, NOTE, text))
+
+    def open_child(self, name: str, tags: Mapping[str, str] | None = None) -> "Tracker":
+        """A nested run, to be ended by `end`."""
+        return Tracker(self._connection, self._do(lambda client: client.create_run(
+            self._connection.experiment, run_name=name,
+            tags={**(tags or {}), "mlflow.parentRunId": self._run, **process_tag()})))
+
     @contextlib.contextmanager
     def child(self, name: str) -> Iterator["Tracker"]:
         """A nested run, ended with the context: FINISHED, or FAILED where an exception leaves it."""
-        nested = Tracker(self._connection, self._do(lambda client: client.create_run(
-            self._connection.experiment, tags={"mlflow.parentRunId": self._run}, run_name=name)))
+        nested = self.open_child(name)
         status = "FAILED"
         try:
             yield nested
@@ -143,106 +230,42 @@ class Tracker:
         finally:
             nested.end(status)
 
+    def child_statuses(self) -> set[str]:
+        """Statuses of the nested runs; none where nothing is tracked."""
+        found: set[str] = set()
+
+        def action(client: "MlflowClient") -> None:
+            runs = client.search_runs([self._connection.experiment], f"tags.`mlflow.parentRunId` = '{self._run}'")
+            found.update(run.info.status for run in runs)
+        self._do(action)
+        return found
+
     def end(self, status: str) -> None:
-        """End the run.
+        """End the run, after a failure too if the store answers again: a run must not seem to go on for ever.
 
         Args:
             status: FINISHED, FAILED or KILLED.
         """
+        if self._monitor is not None:
+            with contextlib.suppress(Exception):  # what it has not written is not worth a word
+                self._monitor.finish()
+            self._monitor = None
+        if self._run and self._connection.lost is not None:
+            with contextlib.suppress(Exception):  # that tracking has failed was told
+                self._connection.lost.set_terminated(self._run, status)
+            return
         self._do(lambda client: client.set_terminated(self._run, status))
 
 
-def without_credentials(text: str) -> str:
-    """A text whose addresses have lost what stands before their @, and passwords and tokens in their queries."""
-    return re.sub(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\"]*", r"\1...", re.sub(r"//\S*@", "//", text))
+def _register(client: "MlflowClient", name: str, model: str, run: str) -> None:
+    """Make a logged model a new version of a registered one, which is made where it is missing."""
+    from mlflow import MlflowException
+
+    with contextlib.suppress(MlflowException):  # it is there; any other reason is told by the next call
+        client.create_registered_model(name)
+    client.create_model_version(name, f"models:/{model}", run, model_id=model)
 
 
 def _key(name: str) -> str:
     """A name of a parameter or metric that MLflow accepts: a layer's glob, say, has characters that it refuses."""
     return re.sub(r"[^\w.:/ -]", "_", name)
-
-
-def _client(uri: str | None) -> "MlflowClient":
-    from mlflow import MlflowClient
-
-    for name, level in QUIET.items():  # after the import, which sets levels itself
-        logging.getLogger(name).setLevel(level)
-    if uri is None:
-        path = Path.cwd() / "mlflow.db"
-        uri = _sqlite(path)
-        if not path.exists():
-            _create_store(path)
-    if re.match(r"(sqlite|postgresql|mysql|mssql)\b", uri):
-        _try_database(uri)
-    return MlflowClient(uri)
-
-
-def _sqlite(path: Path) -> str:
-    """The address of an SQLite file.
-
-    Raises:
-        ValueError: it would be read as another file's, at which MLflow would try for 100 seconds.
-    """
-    from sqlalchemy.engine import make_url
-
-    uri = f"sqlite:///{path}"
-    if make_url(uri).database != str(path):
-        raise ValueError(f"{str(path)!r}: expected a path without ? and %; run in another folder, or set tracking.uri")
-    return uri
-
-
-def _create_store(path: Path) -> None:
-    """Make an SQLite store in an instant and as a whole.
-
-    MLflow migrates a new store through its schema's history with a flush to disk at each step, which takes seconds, and
-    two runs that do so to one file at once break it. Hence it is made aside, without flushes, and then put into place.
-    """
-    from mlflow import MlflowClient
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    def no_flush(connection: object, _: object) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
-    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=path.parent) as folder:
-        draft, complete = Path(folder) / "draft.db", Path(folder) / "complete.db"
-        event.listen(Engine, "connect", no_flush)
-        try:
-            MlflowClient(_sqlite(draft)).get_experiment_by_name("Default")
-        finally:
-            event.remove(Engine, "connect", no_flush)
-        write_atomically(complete, draft.read_bytes())
-        # Unlike a rename, a link leaves alone what another run may have put there meanwhile. On a file system without
-        # links MLflow makes the store in its own slow way.
-        with contextlib.suppress(OSError):
-            os.link(complete, path)
-
-
-def _try_database(uri: str) -> None:
-    """Raise at once where a database cannot be opened: MLflow would try again for 100 seconds."""
-    from sqlalchemy import create_engine
-    from sqlalchemy.pool import NullPool
-
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)  # as MLflow does
-    patience = {"connect_timeout": CONNECT_SECONDS} if uri.startswith(("postgresql", "mysql")) else {}
-    with create_engine(uri, poolclass=NullPool, connect_args=patience).connect():
-        pass
-
-
-def _experiment(client: "MlflowClient", config: TrackingConfig) -> str:
-    """The experiment's id; it is made where it is missing."""
-    from mlflow import MlflowException
-
-    found = client.get_experiment_by_name(config.experiment)
-    if found is not None:
-        return found.experiment_id
-    # A server knows where its artifacts go; beside the default store they go into the working folder.
-    artifacts = None if config.uri else (Path.cwd() / "mlartifacts").as_uri()
-    try:
-        return client.create_experiment(config.experiment, artifacts)
-    except MlflowException:
-        found = client.get_experiment_by_name(config.experiment)
-        if found is None:
-            raise
-        return found.experiment_id  # another run made it in between

@@ -102,7 +102,7 @@ def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folde
     searcher = RoundSearcher(search, concurrent)
     trainable = tune.with_parameters(WidthTrial, table=table, evaluator=client)  # through the object store, once
     trainable = tune.with_resources(trainable, RESOURCES)
-    with _quiet(), _signals_restored():
+    with quiet(), signals_restored():
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
@@ -120,7 +120,7 @@ def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folde
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Tune from printing and from writing more than its own records."""
     before = {key: os.environ.get(key) for key in QUIET}
     level = logging.getLogger("ray.tune").level
@@ -138,7 +138,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_restored() -> Iterator[None]:
+def signals_restored() -> Iterator[None]:
     """Undo Tune's signal handlers, which it leaves behind: a later Ctrl-C would be swallowed."""
     names = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     before = {name: signal.getsignal(name) for name in names}

@@ -18,6 +18,9 @@ QUICK = ["evolution.cycles=3", "evolution.population=6", "evolution.generations=
          "problem.teacher.epochs=10"]
 
 
+PLANTED = "hunter2-planted"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A working folder; the teacher's cache in it is shared by the module's tests."""
@@ -59,13 +62,18 @@ def test_a_run_is_tracked_with_parameters_metrics_by_cycle_and_artifacts(serial_
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    found = client.search_runs([client.get_experiment_by_name("de-ray").experiment_id])
+    found = client.search_runs([client.get_experiment_by_name("de-ray digits").experiment_id])
     parent = next(run for run in found if "mlflow.parentRunId" not in run.data.tags)
     assert parent.info.status == "FINISHED" and parent.data.params["evolution.cycles"] == "3"
     assert {"ratio", "sparsity", "student_accuracy", "divergence_held_out"} <= parent.data.metrics.keys()
     assert len(client.get_metric_history(parent.info.run_id, "divergence")) == 4
     names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
-    assert names == {"student.der", "report.json", "config.yaml", "figures"}
+    assert names == {"student.der", "report.json", "config.yaml", "figures", "layers.json"}
+    table = client.load_table(parent.info.experiment_id, "layers.json", [parent.info.run_id])
+    assert list(table["name"]) == ["fc1", "fc2", "fc3"] and table["density"].between(0, 1).all()
+    assert parent.info.run_name == "digits directed 0.9 swept bits seed 0"
+    assert {"problem", "method", "commit"} <= parent.data.tags.keys()
+    assert "python launch.py problem=digits evolution.cycles=3" in parent.data.tags["mlflow.note.content"]
     assert sum(run.data.tags.get("mlflow.parentRunId") == parent.info.run_id for run in found) == 4
 
 
@@ -74,11 +82,73 @@ def test_ray_and_tune_give_the_serial_runs_file_byte_for_byte(serial_run, folder
     assert (folder / "ray/student.der").read_bytes() == (serial_run / "student.der").read_bytes()
 
 
-def test_a_multirun_shares_one_process_and_writes_a_folder_a_job(folder):
-    launch(folder, "-m", "evolution.sparsity=0.5,0.8", "pool=serial", "tracking.enabled=false",
-           "hydra.sweep.dir=sweep", *QUICK)
-    reports = [json.loads((folder / f"sweep/{job}/report.json").read_text()) for job in (0, 1)]
+@pytest.fixture(scope="module")
+def multirun(folder):
+    """The folder of a sweep with credentials planted in its address and its environment, and what it printed."""
+    work = folder / "multirun_work"
+    work.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "DE_RAY_TEST_SECRET"):
+            patch.setenv(name, PLANTED)
+        process = start(folder, REPOSITORY / "launch.py", "-m", "evolution.sparsity=0.5,0.8", "pool=serial",
+                        f"tracking.uri='sqlite:///{work}/runs.db?password={PLANTED}'", f"hydra.sweep.dir={work}/sweep",
+                        *QUICK)
+        printed = process.communicate(timeout=300)
+    assert process.returncode == 0, printed[1]
+    return work, printed
+
+
+def test_a_multirun_shares_one_process_and_writes_a_folder_a_job(multirun):
+    reports = [json.loads((multirun[0] / f"sweep/{job}/report.json").read_text()) for job in (0, 1)]
     assert reports[0]["sparsity"] < reports[1]["sparsity"]
+
+
+def statuses(store):
+    """(name, status, parent's name) of every run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    found = client.search_runs([client.get_experiment_by_name("de-ray digits").experiment_id])
+    names = {run.info.run_id: run.info.run_name for run in found}
+    return {(run.info.run_name, run.info.status, names.get(run.data.tags.get("mlflow.parentRunId"))) for run in found}
+
+
+def test_the_jobs_of_a_multirun_are_grouped_under_one_run_and_their_widths_under_each(multirun):
+    sweep, jobs = "digits evolution.sparsity=0.5,0.8", [f"digits directed {s} swept bits seed 0" for s in (0.5, 0.8)]
+    found = statuses(f"sqlite:///{multirun[0]}/runs.db")
+    assert {(sweep, "FINISHED", None), *((job, "FINISHED", sweep) for job in jobs)} <= found
+    assert {(f"widths {number}", "FINISHED", job) for number in range(4) for job in jobs} <= found and len(found) == 11
+
+
+def test_planted_credentials_are_in_nothing_that_a_run_writes_or_prints(multirun):
+    work, printed = multirun
+    assert PLANTED not in printed[0] + printed[1]
+    files = [path for path in work.rglob("*") if path.is_file()]
+    assert {"multirun.yaml", "config.yaml", "report.json", "launch.log", "runs.db"} <= {path.name for path in files}
+    assert [path for path in files if PLANTED.encode() in path.read_bytes()] == []
+    assert "password=..." in (work / "sweep/multirun.yaml").read_text()
+
+
+def test_checkpoints_and_compressed_files_are_safetensors(multirun):
+    files = [path for suffix in ("der", "safetensors") for path in multirun[0].rglob(f"*.{suffix}")]
+    assert len(files) >= 6
+    for path in files:
+        data = path.read_bytes()
+        header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+        assert all("data_offsets" in entry for name, entry in header.items() if name != "__metadata__")
+
+
+def test_a_multirun_that_is_killed_leaves_no_run_running(folder):
+    process = start(folder, REPOSITORY / "launch.py", "-m", "seed=0,1", "pool=serial", "hydra.sweep.dir=killed",
+                    f"tracking.uri=sqlite:///{folder}/killed.db")
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("killed/0/checkpoint/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert statuses(f"sqlite:///{folder}/killed.db") == {
+        ("digits seed=0,1", "KILLED", None), ("digits directed 0.9 swept bits seed 0", "KILLED", "digits seed=0,1")}
 
 
 def test_ctrl_c_leaves_a_run_that_continues_to_the_same_file_and_no_processes(serial_run, folder):

@@ -17,7 +17,7 @@ GROUPS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 
 @pytest.mark.parametrize(("group", "name"), GROUPS)
 def test_every_config_composes_and_holds_to_the_schema(group, name):
-    override = f"{group}={name}" if group not in ("experiment", "cluster") else f"+{group}={name}"
+    override = f"+{group}={name}" if group in ("experiment", "cluster", "sweep") else f"{group}={name}"
     config = compose([override, *(CUSTOM if (group, name) == ("problem", "custom") else [])])
     assert isinstance(config, Config) and isinstance(config.evolution, schema.EvolutionConfig)
 

@@ -10,11 +10,19 @@ import subprocess
 import sys
 import threading
 import time
+import types
+from pathlib import Path
 
+import mlflow
+import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 
+from de_ray import codec
 from de_ray.config import Config, EvolutionConfig, TrackingConfig
+from de_ray.problem.build import build_architecture
+from de_ray.serving import BATCH, Predictor, saver
 from de_ray.tracking import SETTINGS, Tracker, flatten, without_credentials
 
 
@@ -261,3 +269,106 @@ def test_flattening_gives_dotted_keys_and_text_for_lists():
     assert flat["evolution.criteria"] == "fisher,obs"
     assert flat["evolution.targets.fc*"] == 0.5
     assert flat["problem.teacher.seed"] == 0
+
+
+def test_the_environments_address_is_used_where_the_configuration_gives_none(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    Tracker.start(TrackingConfig(), "run", {}).end("FINISHED")
+    assert not (tmp_path / "mlflow.db").exists()
+    assert runs(f"sqlite:///{tmp_path / 'elsewhere.db'}")[1][0].info.status == "FINISHED"
+
+
+def test_a_run_whose_tracking_has_failed_is_ended_all_the_same(store, caplog):
+    tracker = Tracker.start(TrackingConfig(), "run", {})
+    tracker.log_artifact("missing.png")  # anything that fails
+    tracker.log_params({"x": 1})
+    tracker.end("FINISHED")
+    _, (run,) = runs(store)
+    assert run.info.status == "FINISHED" and run.data.params == {} and len(caplog.records) == 1
+
+
+def test_what_is_not_set_is_no_parameter(store):
+    tracker = Tracker.start(TrackingConfig(), "run", {})
+    tracker.log_params({"bits": None, "sparsity": 0.5})
+    _, (run,) = runs(store)
+    assert run.data.params == {"sparsity": "0.5"}
+
+
+def test_runs_of_a_process_that_was_killed_are_ended_by_the_next_one(store, tmp_path):
+    code = ("import os, signal; from de_ray.config import TrackingConfig; from de_ray.tracking import Tracker\n"
+            "run = Tracker.start(TrackingConfig(), 'killed', {}); run.open_child('trial')\n"
+            "os.kill(os.getpid(), signal.SIGKILL)")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path)
+    ours = Tracker.start(TrackingConfig(), "ours", {})
+    Tracker.start(TrackingConfig(), "next", {}).end("FINISHED")
+    _, found = runs(store)
+    assert {run.info.run_name: run.info.status for run in found} == {
+        "killed": "KILLED", "trial": "KILLED", "ours": "RUNNING", "next": "FINISHED"}
+    ours.end("FINISHED")
+
+
+def test_processors_and_memory_are_sampled_without_a_word(store, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    tracker = Tracker.start(TrackingConfig(), "run", {})
+    deadline = time.monotonic() + 20
+    while not (metrics := runs(store)[1][0].data.metrics) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    tracker.end("FINISHED")
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= metrics.keys()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_parents_jobs_are_in_its_experiment_and_tell_how_they_ended(store):
+    parent = Tracker.start(TrackingConfig(), "sweep", {}, "de-ray digits")
+    Tracker.start(TrackingConfig(), "job", {}, "de-ray lenet", parent.identity).end("FAILED")
+    assert parent.child_statuses() == {"FAILED"}
+    _, found = runs(store, "de-ray digits")
+    assert {run.info.run_name for run in found} == {"sweep", "job"}
+    assert Tracker.start(TrackingConfig(enabled=False), "off", {}).identity is None
+
+
+class Joined(torch.nn.Module):
+    """Returns a tensor and a list of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(6, 4)
+
+    def forward(self, x):
+        y = self.fc(x)
+        return {"scores": y, "more": [y * 2, (y[:, :1],)]}
+
+
+def test_a_logged_model_predicts_what_the_file_decodes_to_and_holds_no_pickle(store, tmp_path, capfd):
+    file = Path(__file__).parents[2] / "docs/results/lenet300_mnist-0/student.der"
+    student, inputs = codec.load(file, build_architecture("lenet300")), torch.randn(300, 1, 28, 28)
+    problem = types.SimpleNamespace(held_out=inputs, architecture="lenet300")
+    tracker = Tracker.start(TrackingConfig(), "run", {})
+    tracker.log_model("student", saver(problem, file, student, None), "lenet300-student")
+    tracker.end("FINISHED")
+    assert capfd.readouterr() == ("", "")
+    _, (run,) = runs(store)
+    written = {path.name for path in (tmp_path / "mlartifacts/models").rglob("*") if path.is_file()}
+    assert written == {"student.der", "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
+    mlflow.set_tracking_uri(store)
+    try:
+        with torch.inference_mode():
+            expected = torch.cat([student(part) for part in inputs.split(BATCH)]).numpy()
+        for uri in ("models:/lenet300-student/1", f"runs:/{run.info.run_id}/student"):
+            model = mlflow.pyfunc.load_model(uri)
+            assert np.array_equal(model.predict(inputs.numpy()), expected)
+        assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, 28, 28)
+        with pytest.raises(mlflow.MlflowException):
+            model.predict(inputs[:, :, :4].numpy())
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+def test_a_models_outputs_are_joined_over_batches_in_their_own_structure():
+    module = Joined()
+    inputs = torch.randn(600, 6)
+    got = Predictor(module).predict(inputs.double().numpy())
+    with torch.inference_mode():
+        expected = module(inputs)
+    assert np.allclose(got["scores"], expected["scores"], atol=1e-6) and isinstance(got["more"], list)
+    assert np.allclose(got["more"][1][0], expected["more"][1][0], atol=1e-6) and isinstance(got["more"][1], tuple)

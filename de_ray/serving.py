@@ -1,0 +1,117 @@
+"""The compressed network as MLflow loads it: `mlflow.pyfunc.load_model(URI).predict(inputs)`.
+
+The model is the file itself: this module is its loader, and nothing is pickled.
+"""
+
+import warnings
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from de_ray import codec
+from de_ray.problem.base import Output, Problem
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
+
+REQUIREMENTS = ("torch", "numpy", "safetensors", "constriction", "numba")
+"""What reading a file takes, besides this package."""
+BATCH = 256
+"""Inputs of a forward pass."""
+
+
+class Predictor:
+    """What `mlflow.pyfunc.load_model` wraps."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def predict(self, inputs: Any, params: dict | None = None) -> Any:
+        """The network's outputs.
+
+        Args:
+            inputs: [N, ...], an array, a tensor, lists, or a table with a row a sample.
+            params: none are known.
+
+        Returns:
+            Arrays [N, ...], in tuples, lists and dicts as the network has them.
+        """
+        array = torch.as_tensor(np.asarray(inputs))
+        array = array.float() if array.is_floating_point() or array.dtype == torch.uint8 else array
+        with torch.inference_mode():
+            return _joined([self.module(part) for part in array.split(BATCH)])
+
+
+def _joined(outputs: list[Output]) -> Any:
+    """Batches' outputs as one, in NumPy."""
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        return torch.cat(outputs).numpy()
+    if isinstance(first, dict):
+        return {key: _joined([output[key] for output in outputs]) for key in first}
+    if isinstance(first, list | tuple):
+        parts = [_joined(list(part)) for part in zip(*outputs, strict=True)]
+        return parts if isinstance(first, list) else tuple(parts)
+    return first
+
+
+def saver(problem: Problem, file: Path, module: nn.Module, model: str | None) -> Any:
+    """What `Tracker.log_model` calls to write a compressed network as an MLflow model.
+
+    Args:
+        problem: what was compressed.
+        file: the compressed file.
+        module: what it decodes to, on the CPU.
+        model: `package.module:build` of a custom problem.
+    """
+    return partial(_save, problem, file, module, model)
+
+
+def _save(problem: Problem, file: Path, module: nn.Module, model: str | None, path: Path, metadata: "Model") -> None:
+    from mlflow import pyfunc
+
+    here = [f"{name}=={version(name)}" for name in ("de-ray", *REQUIREMENTS)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it wants an example beside the signature
+        pyfunc.save_model(path, loader_module=__name__, data_path=str(file), mlflow_model=metadata,
+                          pip_requirements=here, signature=_signature(problem, module),
+                          model_config={"architecture": problem.architecture, "model": model})
+
+
+def _signature(problem: Problem, module: nn.Module) -> Any:
+    """Types and shapes of inputs, and of outputs where they are one tensor."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    sample = problem.held_out[:1]
+    with torch.inference_mode():
+        output = module(sample)
+
+    def described(tensor: Tensor) -> Schema:
+        array = tensor.numpy()
+        return Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]))])
+
+    return ModelSignature(described(sample), described(output) if isinstance(output, Tensor) else None)
+
+
+def _load_pyfunc(path: str, model_config: dict | None = None) -> Predictor:
+    """MLflow's protocol of a loader.
+
+    Args:
+        path: of the compressed file.
+        model_config: the architecture, and what builds it where it is the user's own.
+
+    Raises:
+        ValueError: the architecture is not built in and no `model` is given.
+    """
+    from de_ray.problem.build import build_architecture
+    from de_ray.problem.custom import import_model
+
+    config = model_config or {}
+    module = import_model(config["model"]) if config.get("model") else build_architecture(config["architecture"])
+    return Predictor(codec.fill(module.float(), codec.decode(path)))
