@@ -93,7 +93,8 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
 def fingerprint(problem: Problem, config: Config) -> dict:
     """What decides a run's result, for checkpoints: where and how fast it runs is left out."""
     fields = asdict(config)
-    irrelevant = {"pool": ("kind", "actors", "gpus", "autoscale", "task_seconds"), "quantization": tuple(fields["quantization"])}
+    irrelevant = {"pool": ("kind", "actors", "gpus", "autoscale", "task_seconds"),
+                  "quantization": tuple(fields["quantization"])}
     for group, keys in irrelevant.items():
         for key in keys:
             del fields[group][key]
