@@ -42,7 +42,7 @@ class Layer:
     @property
     def parameter(self) -> str:
         """The weight's state-dict key."""
-        return f"{self.name}.weight"
+        return f"{self.name}.weight" if self.name else "weight"  # a network that is a layer itself has no name
 
     @property
     def size(self) -> int:

@@ -1,5 +1,6 @@
 """The commands as a user types them, each in a process and a working folder of its own."""
 
+import contextlib
 import json
 import os
 import signal
@@ -31,6 +32,17 @@ def start(folder, *arguments):
     environment = os.environ | {"DE_RAY_CACHE": str(folder / "cache")}
     return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=folder, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def replicas_of(folder):
+    """Processes of actors that a command in this folder has started: they have its environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if (b"ray::Replica" in (process / "cmdline").read_bytes()
+                    and f"DE_RAY_CACHE={folder}/cache".encode() in (process / "environ").read_bytes()):
+                found.append(process)
+    return found
 
 
 def command(folder, *arguments, expect=0):
@@ -157,12 +169,12 @@ def test_ctrl_c_leaves_a_run_that_continues_to_the_same_file_and_no_processes(se
     deadline = time.monotonic() + 120
     while not list((folder / "broken/checkpoint").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert replicas_of(folder)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "resume=" in out and not (folder / "broken/student.der").exists()
-    command_lines = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
-    assert not any(b"ray::Replica" in line for line in command_lines)
+    assert not replicas_of(folder)
     launch(folder, "resume=broken")
     assert (folder / "broken/student.der").read_bytes() == (serial_run / "student.der").read_bytes()
 

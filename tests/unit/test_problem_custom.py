@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from de_ray.config import ProblemConfig, TeacherConfig
+import de_ray
+from de_ray.config import (
+    EvolutionConfig,
+    ProblemConfig,
+    QuantizationConfig,
+    RefitConfig,
+    TeacherConfig,
+)
 from de_ray.problem.build import build_problem
 from de_ray.problem.custom import import_model, problem_from_model
 
@@ -68,6 +75,17 @@ def test_a_model_by_import_path_becomes_a_problem(folder):
     assert {tuple(row) for row in problem.calibration.tolist()} == {tuple(row) for row in problem.inputs.tolist()}
     assert problem.divergence(problem.teacher(problem.held_out), problem.teacher(problem.held_out)).eq(0).all()
     assert problem.metrics(problem.teacher) == {"agreement": 1.0}
+
+
+def test_a_model_that_is_a_layer_itself_compresses():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(12, 6)
+    result = de_ray.compress(model, torch.randn(64, 12), sparsity=0.5, divergence="mse",
+                             evolution=EvolutionConfig(cycles=2, population=4, generations=1),
+                             refit=RefitConfig(steps=5, final_steps=5),
+                             quantization=QuantizationConfig(refit_steps=5))
+    assert [layer["name"] for layer in result.report["layers"]] == [""]
+    assert result.report["sparsity"] >= 0.5 and result.model.weight.eq(0).sum() >= 36
 
 
 def test_a_model_may_be_given_as_an_object(folder):

@@ -6,13 +6,13 @@ import torch
 
 from de_ray.config import DataConfig, ProblemConfig, TeacherConfig
 from de_ray.device import threads
+from de_ray.problem import scenes_teacher
 from de_ray.problem.build import build_architecture, build_problem
 from de_ray.problem.coco import Annotations
 from de_ray.problem.datasets import LabelledImages
 from de_ray.problem.detection import Detections
 from de_ray.problem.detection_metrics import average_precision
 from de_ray.problem.masks import decode, encode
-from de_ray.problem import scenes_teacher
 from de_ray.problem.scenes import ITEMS, VISIBLE, Scenes, compose_scenes, single_items
 from de_ray.problem.scenes_problem import build_segmenter
 from de_ray.problem.scenes_teacher import _batch, learn_items
