@@ -15,6 +15,8 @@ from de_ray import codec
 from de_ray.codec import container, header
 from de_ray.codec.tensor import QuantizedTensor
 
+VERSIONED = container.MAGIC + bytes([container.VERSION])
+
 
 def small() -> bytes:
     """A file with one of everything."""
@@ -43,7 +45,7 @@ def decodes_right_or_raises(data: bytes, right: dict[str, torch.Tensor]) -> bool
 def rebuilt(description: bytes, after: bytes = b"", stream: bytes = bytes(40)) -> bytes:
     """A file with a description of one's own."""
     packed = zlib.compress(header.varint(len(description)) + description + after, 9, wbits=-15)
-    payload = container.MAGIC + header.varint(len(packed)) + packed + bytes(container.HASH_BYTES) + stream
+    payload = VERSIONED + header.varint(len(packed)) + packed + bytes(container.HASH_BYTES) + stream
     return save({"": np.frombuffer(payload, np.uint8)})
 
 
@@ -107,7 +109,7 @@ def test_descriptions_that_were_mutated_before_deflation_are_found() -> None:
         damaged = bytearray(plain)
         damaged[rng.integers(len(plain))] = rng.choice([0, 1, 127, 128, 255, int(rng.integers(256))])
         packed = zlib.compress(bytes(damaged), 9, wbits=-15)
-        mutant = container.MAGIC + header.varint(len(packed)) + packed + payload[at + length:]
+        mutant = VERSIONED + header.varint(len(packed)) + packed + payload[at + length:]
         decodes_right_or_raises(save({"": np.frombuffer(mutant, np.uint8)}), right)
 
 
