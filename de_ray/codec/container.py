@@ -30,7 +30,10 @@ from de_ray.codec.rangecoder import Encoder, start
 from de_ray.codec.raw import raw_bytes, raw_entry, take_raw
 from de_ray.codec.tensor import QuantizedTensor
 
-MAGIC = b"DER\x01"
+MAGIC = b"DER"
+VERSION = 2
+READABLE = (1, 2)
+"""Versions differ in the probability model alone."""
 HASH_BYTES = 12
 ELEMENTS_A_BYTE = 22_713
 """The least cost of a decision is log2(1 / (1 - 16 / 65536)) bits, and each element takes one at least."""
@@ -95,7 +98,7 @@ def encode(tensors: Sequence[QuantizedTensor], raw: Mapping[str, Tensor] | None 
     plain = varint(len(description)) + description + b"".join(map(raw_bytes, raw.values()))
     packed = zlib.compress(plain, 9, wbits=-15)
     state = {tensor.name: _values(tensor) for tensor in tensors} | dict(raw)
-    data = MAGIC + varint(len(packed)) + packed + _hash(architecture, state) + stream.finish()
+    data = MAGIC + bytes([VERSION]) + varint(len(packed)) + packed + _hash(architecture, state) + stream.finish()
     return save_safetensors({"": np.frombuffer(data, np.uint8)})
 
 
@@ -106,23 +109,28 @@ def decode(source: str | Path | bytes) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         DamagedFileError: it is not one of ours, or not what was written.
     """
-    return _decode(_read(source))[2]
+    return _decode(_read(source)).state
+
+
+def symbols_of(source: str | Path | bytes) -> dict[str, np.ndarray]:
+    """The whole-number symbols of a file's coded tensors, by name; raises as `decode` does."""
+    return {entry.name: tensor.symbols for entry, tensor in _decode(_read(source)).tensors if tensor is not None}
 
 
 def inspect(source: str | Path | bytes) -> FileSummary:
     """Tensors of a file: shapes, densities, levels, bytes; raises as `decode` does."""
     data = _read(source)
-    architecture, tensors, _, stream_bytes = _decode(data)
+    decoded = _decode(data)
     lines = []
-    for entry, tensor in tensors:
+    for entry, tensor in decoded.tensors:
         if tensor is None:
             lines.append(TensorSummary(entry.name, entry.shape, entry.size, 1.0, 0, 0.0))
             continue
-        spent = sum(coder.cost(*part) for part in coder.parts(tensor, entry)) / 8
+        spent = sum(coder.cost(*part) for part in coder.parts(tensor, entry, decoded.version)) / 8
         lines.append(TensorSummary(entry.name, entry.shape, entry.size,
                                    float(np.count_nonzero(tensor.symbols)) / max(1, entry.size),
                                    len(np.unique(tensor.symbols[tensor.symbols != 0])), spent))
-    return FileSummary(architecture, len(data), len(data) - stream_bytes, tuple(lines))
+    return FileSummary(decoded.architecture, len(data), len(data) - decoded.stream_bytes, tuple(lines))
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
@@ -165,10 +173,18 @@ def _read(source: str | Path | bytes) -> bytes:
     return path.read_bytes()
 
 
-def _decode(data: bytes) -> tuple[str, list[tuple[Entry, QuantizedTensor | None]], dict[str, Tensor], int]:
-    """Architecture, tensors with their descriptions, state dict and length of the stream."""
+@dataclass(frozen=True)
+class _Decoded:
+    architecture: str
+    version: int
+    tensors: list[tuple[Entry, QuantizedTensor | None]]
+    state: dict[str, Tensor]
+    stream_bytes: int
+
+
+def _decode(data: bytes) -> _Decoded:
     reader = Reader(_payload(data))
-    if reader.take(len(MAGIC)) != MAGIC:
+    if reader.take(len(MAGIC)) != MAGIC or (version := reader.take(1)[0]) not in READABLE:
         raise DamagedFileError("not a compressed network of a version that this de_ray reads")
     plain = Reader(_inflate(reader.take(reader.varint(len(data)))))
     architecture, entries = read_entries(plain.take(plain.varint(len(data) * DEFLATE_RATIO)))
@@ -184,7 +200,7 @@ def _decode(data: bytes) -> tuple[str, list[tuple[Entry, QuantizedTensor | None]
             tensors.append((entry, None))
             state[entry.name] = take_raw(entry, plain)
             continue
-        tensor = coder.take(entry, words, position)
+        tensor = coder.take(entry, words, position, version)
         tensors.append((entry, tensor))
         state[entry.name] = _values(tensor)
     # Every byte has a purpose: what nothing reads was not written by `encode`.
@@ -192,7 +208,7 @@ def _decode(data: bytes) -> tuple[str, list[tuple[Entry, QuantizedTensor | None]
         raise DamagedFileError("bytes follow its end")
     if digest != _hash(architecture, state):
         raise DamagedFileError("what it decodes to is not what was written: its hash differs")
-    return architecture, tensors, state, len(stream)
+    return _Decoded(architecture, version, tensors, state, len(stream))
 
 
 def _values(tensor: QuantizedTensor) -> Tensor:

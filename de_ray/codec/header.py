@@ -63,6 +63,19 @@ class Entry:
             return self.shape[0], self.shape[1] * kernel, 1
         return self.shape[0], self.shape[1], kernel
 
+    @property
+    def width(self) -> int:
+        """Kernel positions of a line of the kernel, >= 1."""
+        return self.shape[-1] if self.scan[2] > 1 else 1
+
+    @property
+    def magnitude(self) -> int:
+        """Of the greatest symbol that has a level; 2^24 where there is a step."""
+        if self.levels is None:
+            return 2**24
+        negatives = int(np.count_nonzero(self.levels < 0))
+        return max(negatives, len(self.levels) - negatives)
+
 
 def varint(value: int) -> bytes:
     """A whole number >= 0, seven bits a byte, least first."""

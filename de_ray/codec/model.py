@@ -1,113 +1,87 @@
 """The probability model of a tensor's symbols: adaptive contexts, logistically mixed, in integers throughout.
 
 A symbol is a significance decision (zero or not), a sign and a magnitude. Each decision is predicted by several
-adaptive counters, selected by what is decoded already; their logits are weighted by a small online-trained mixer
-(Mahoney, "Adaptive weighing of context models for lossless data compression", 2005). One function does both
-directions, so that encoder and decoder cannot differ: it notes the decisions of given symbols and their
-probabilities, or takes the decisions from a stream.
+adaptive counters, selected by what is decoded already, and mixed (see `mixer`). One function does both directions, so
+that encoder and decoder cannot differ: it notes the decisions of given symbols and their probabilities, or takes the
+decisions from a stream.
 
-A tensor is scanned as R rows of I inputs by K kernel positions; a column is an input at a kernel position.
+A tensor is scanned as R rows of I inputs by K kernel positions; a column is an input at a kernel position. Contexts of
+"how dense is this column" are the logits of the counters themselves, in quarter units: they know how much they have
+seen, and cost no division.
 """
 
 import numpy as np
 from numba import njit
 
-from de_ray.codec.rangecoder import decode_bit
-from de_ray.codec.tables import LEAST, LOGIT_LIMIT, ONE, SQUASH, STRETCH
+from de_ray.codec.mixer import COUNTER_SHIFT, LIMIT, SHIFT, WEIGHT_ONE, decide, learn, logit_of, mixed, settle
+from de_ray.codec.tables import LOGIT_LIMIT, ONE, SQUASH, STRETCH
 
-INPUTS = 10
-"""Counters that predict a decision."""
-CLASSES = 24
-"""Of a density: 12 ratios to the tensor's, twice, for few and for many observations."""
+INPUTS = 9
+"""Counters that predict a significance decision."""
+VALUE_INPUTS = 6
+"""Counters that predict a sign or a rung of a magnitude."""
+STEPS = 32
+"""Classes of a logit relative to the tensor's own."""
 MAX_BUCKET = 25
 """Bit length of the greatest magnitude, 2^24."""
 TREE_BITS = 4
 """Leading mantissa bits that adapt."""
-WEIGHT_ONE = 1 << 16
+MAX_UNARY = 16
+"""Greatest magnitude of tensors whose magnitudes are coded in unary."""
+RUNGS = MAX_BUCKET + 1
+"""Steps of a magnitude, the sign being step 0."""
 
-# Tuned on pruned LeNets; part of the format.
-PRIOR_SCALE = 30
+# Tuned on YOLOv3-tiny and LeNets, pruned and quantized; part of the format.
+PRIOR_SCALE = 100
 """Hundredths: a significance counter starts as if it had seen this / density decisions."""
-VALUE_PRIOR = 4
+FAST = 5
+"""Of a column's fast counter: it moves by 2^-FAST of its error."""
+WEIGHT = WEIGHT_ONE // 4
+"""Initial weight of a significance counter; of a value counter: WEIGHT_ONE over 3."""
+VALUE_SEEN = 2
 """A value counter starts as if it had seen this many decisions."""
-LIMIT = 500
-"""Decisions after which a counter adapts at a constant rate."""
-SHIFT = 15
-"""Of the mixer's training rate; less is faster."""
-WEIGHT = WEIGHT_ONE // 5
-"""Initial weight of every input."""
+VALUE_SHIFT = 14
+"""Of the training rate for signs and magnitudes."""
+
+
+@njit(cache=True, inline="always")
+def _class(logit):
+    """0..STEPS - 1: a relative logit in quarters."""
+    return min(max((logit >> 6) + STEPS // 2, 0), STEPS - 1)
+
+
+@njit(cache=True, inline="always")
+def _capped(value, most):
+    """The magnitude of a value, at most `most`."""
+    return min(abs(np.int64(value)), most)
+
+
+@njit(cache=True, inline="always")
+def _side(value):
+    """0, 1 or 2: negative, zero, positive."""
+    return 1 + np.int64(value > 0) - np.int64(value < 0)
 
 
 @njit(cache=True)
-def _density_class(ones, seen, prior):
-    """Class of a density so far: in how many half octaves it is off the tensor's, and whether that means much."""
-    observed = 256 * ones + 100
-    expected = (seen * prior >> 8) + 100
-    ratio = 16 * observed // expected
-    c = 0
-    if ratio >= 2:
-        c = 1
-    if ratio >= 4:
-        c = 2
-    if ratio >= 7:
-        c = 3
-    if ratio >= 10:
-        c = 4
-    if ratio >= 14:
-        c = 5
-    if ratio >= 20:
-        c = 6
-    if ratio >= 28:
-        c = 7
-    if ratio >= 40:
-        c = 8
-    if ratio >= 64:
-        c = 9
-    if ratio >= 112:
-        c = 10
-    if ratio >= 224:
-        c = 11
-    return c + 12 * (expected >= 356)
+def _bit_length(value):
+    length = 0
+    while value:
+        length += 1
+        value >>= 1
+    return length
 
 
 @njit(cache=True)
-def _decide(bit, n, slots, chance, seen, weights, w, prior, strength, stream, state, decoding, bits, probabilities, at):
-    """One decision: predict, code, learn. Returns the bit; -1 where the stream is damaged."""
-    base = STRETCH[prior]
-    dot = np.int64(0)
-    for i in range(n):
-        dot += np.int64(weights[w, i]) * (STRETCH[chance[slots[i]]] - base)
-    logit = base + (dot >> 16) + (weights[w, n] >> 8)
-    logit = min(max(logit, -LOGIT_LIMIT), LOGIT_LIMIT)
-    p = SQUASH[logit + LOGIT_LIMIT]
-    if decoding:
-        bit = decode_bit(stream, state, p)
-        if bit < 0:
-            return bit
-    else:
-        bits[at] = bit
-        probabilities[at] = p
-    target = ONE if bit else 0
-    error = target - p
-    for i in range(n):
-        s = slots[i]
-        weights[w, i] += (error * (STRETCH[chance[s]] - base)) >> SHIFT
-        chance[s] += (target - chance[s]) // (seen[s] + strength)
-        chance[s] = min(max(chance[s], LEAST), ONE - LEAST)
-        if seen[s] < LIMIT:
-            seen[s] += 1
-    weights[w, n] += error >> 8
-    return bit
-
-
-@njit(cache=True)
-def code(symbols, rows, inputs, kernel, period, prior, decoding, stream, state, bits, probabilities):
+def code(symbols, rows, inputs, kernel, width, period, unary, prior, decoding, stream, state, bits, probabilities):
     """Code a tensor's symbols in one direction.
 
     Args:
         symbols: int32 [rows * inputs * kernel]; read, or written when decoding.
         rows, inputs, kernel: R, I, K.
-        period: columns of inputs after which spatial neighbours recur, such as an image's width; 0: none.
+        width: kernel positions of a line of the kernel, >= 1.
+        period: columns of inputs after which spatial neighbours recur, such as an image's width; 0: none. Only of use
+            where K = 1.
+        unary: whether magnitudes are coded in unary; else their bit lengths are, and then the bits.
         prior: share of non-zero symbols in units of 2^-16, in [LEAST, ONE - LEAST].
         decoding: direction.
         stream, state: of the decoder; see `rangecoder.start`.
@@ -117,160 +91,166 @@ def code(symbols, rows, inputs, kernel, period, prior, decoding, stream, state, 
         Number of decisions; -1 where the stream is damaged.
     """
     columns = inputs * kernel
-    strength = max(2, PRIOR_SCALE * ONE // (100 * prior))
-    # Regions of the table of counters, one an input.
-    base_row = kernel
-    base_column = base_row + rows
-    base_pair = base_column + columns
-    base_near = base_pair + CLASSES * CLASSES
-    base_local = base_near + 64 * 3
-    base_beside = base_local + 5 * 6 * kernel
-    base_period = base_beside + CLASSES * CLASSES
-    base_channel = base_period + CLASSES * CLASSES
-    base_kernel = base_channel + CLASSES * CLASSES
-    base_value = base_kernel + 16 * kernel * 3
-    size = base_value + 9 + 3 * (MAX_BUCKET + 1) * 8 + 3 * 2 * (MAX_BUCKET << TREE_BITS) + 3 + columns + rows
-    chance = np.full(size, prior, np.int32)
-    chance[base_value:] = ONE // 2
-    seen = np.zeros(size, np.int32)
-    slots = np.zeros(INPUTS, np.int64)
-    weights = np.full((4, INPUTS + 1), WEIGHT, np.int32)
-    weights[:, INPUTS] = 0
-    value_weights = np.full((2 + MAX_BUCKET * 2, 4), WEIGHT_ONE // 2, np.int32)
-    value_weights[:, 3] = 0
+    base = np.int64(STRETCH[prior])
+    # Counters of significance, a region an input.
+    near_size = max(81 * kernel, 16 * 16)
+    fast = columns
+    channel = fast + columns
+    row = channel + inputs
+    near = row + rows * kernel
+    shape = near + near_size
+    pair = shape + max(512 * kernel, 16 * 16)
+    history = pair + STEPS * 16
+    around = history + 256 * 4
+    size = around + max(STEPS * 16 * 3, 64 * 9)
+    chance = np.full(size, prior << COUNTER_SHIFT, np.int32)
+    started = min(LIMIT - 1, max(1, PRIOR_SCALE * ONE // (100 * min(prior, ONE - prior))))
+    seen = np.full(size, started, np.int16)
+    weights = np.full((4 * kernel if kernel > 1 else 4, INPUTS), WEIGHT, np.int32)
+    slots, logits = np.zeros(INPUTS, np.int64), np.zeros(INPUTS, np.int32)
+    # Counters of signs and magnitudes: regions of RUNGS rungs, rung 0 being the sign.
+    of_logit = 0
+    of_row = of_logit + RUNGS * 64
+    of_last = of_row + RUNGS * 64
+    of_place = of_last + RUNGS * 256
+    of_channel = of_place + RUNGS * 6 * kernel
+    of_column = of_channel + RUNGS * 64
+    mantissa = of_column + 4 * columns
+    value_size = mantissa + 3 * (MAX_BUCKET << TREE_BITS) + 1
+    value_chance = np.full(value_size, ONE << COUNTER_SHIFT >> 1, np.int32)
+    value_seen = np.full(value_size, VALUE_SEEN, np.int16)
+    value_weights = np.full((RUNGS + MAX_BUCKET, VALUE_INPUTS), WEIGHT_ONE // 3, np.int32)
 
-    column_ones = np.zeros(columns, np.int32)
-    channel_ones = np.zeros(inputs, np.int32)
+    column_bits = np.zeros(columns, np.int32)
     column_last = np.zeros(columns, np.int32)
-    last = np.int32(0)
+    channel_mean = np.zeros(inputs, np.int32)
     at = 0
     for r in range(rows):
-        row_ones = 0
+        row_mean, row_ones, row_bits = 0, 0, 0
         start = r * columns
         last = np.int32(0)
         for i in range(inputs):
-            kernel_ones = 0
+            kernel_ones, kernel_sum, kernel_bits = 0, 0, 0
+            kernel_last = np.int32(0)
             for k in range(kernel):
                 c = i * kernel + k
                 here = start + c
-                # What is around: 1 where a neighbour survives.
-                left = symbols[here - kernel] != 0 if i > 0 else False
-                left2 = symbols[here - 2 * kernel] != 0 if i > 1 else False
-                up = symbols[here - columns] != 0 if r > 0 else False
-                up2 = symbols[here - 2 * columns] != 0 if r > 1 else False
-                up_right = symbols[here - columns + kernel] != 0 if r > 0 and i + 1 < inputs else False
-                up_left = symbols[here - columns - kernel] != 0 if r > 0 and i > 0 else False
-                local = 0
-                for back in range(3, 9):
-                    if i >= back and symbols[here - back * kernel] != 0:
-                        local += 1
-                lines = 0
-                for back in range(3, 8):
-                    if r >= back and symbols[here - back * columns] != 0:
-                        lines += 1
-                row_class = _density_class(row_ones, c, prior)
-                column_class = _density_class(column_ones[c], r, prior)
-                beside, beside_seen = 0, 0
-                if i > 0:
-                    beside += column_ones[c - kernel]
-                    beside_seen += r + 1
-                if i + 1 < inputs:
-                    beside += column_ones[c + kernel]
-                    beside_seen += r
-                beside_class = _density_class(beside, beside_seen, prior)
-                far, far_seen = 0, 0
-                if period:
-                    if i >= period:
-                        far += column_ones[c - period * kernel]
-                        far_seen += r + 1
-                    if i + period < inputs:
-                        far += column_ones[c + period * kernel]
-                        far_seen += r
-                far_class = _density_class(far, far_seen, prior)
-                channel_class = _density_class(channel_ones[i], r * kernel + k, prior)
-                slots[0] = k
-                slots[1] = base_row + r
-                slots[2] = base_column + c
-                slots[3] = base_pair + row_class * CLASSES + column_class
-                slots[4] = base_near + (left + 2 * left2 + 4 * up + 8 * up2 + 16 * up_right + 32 * up_left) * 3 + min(
-                    2, kernel_ones)
-                slots[5] = base_local + (min(local, 4) * 6 + lines) * kernel + k
-                slots[6] = base_beside + beside_class * CLASSES + row_class
-                slots[7] = base_period + far_class * CLASSES + beside_class
-                slots[8] = base_channel + channel_class * CLASSES + row_class
-                around = min(kernel_ones, 3) * 4 + up * 2 + left
-                slots[9] = base_kernel + around * kernel * 3 + k * 3 + min(2, row_ones)
+                column_logit = logit_of(chance[c]) - base
+                # Neighbours in the kernel: the position before, and three in the line above.
+                before = symbols[here - 1] if k % width else np.int32(0)
+                above = symbols[here - width] if k >= width else np.int32(0)
+                slots[0] = c
+                slots[1] = fast + c
+                slots[2] = channel + i
+                slots[3] = row + r * kernel + k
+                if kernel > 1:
+                    right = symbols[here - width + 1] if k >= width and (k + 1) % width else np.int32(0)
+                    left = symbols[here - width - 1] if k >= width and k % width else np.int32(0)
+                    neighbours = _capped(before, 2) * 27 + _capped(above, 2) * 9 + _capped(right, 2) * 3
+                    slots[4] = near + (neighbours + _capped(left, 2)) * kernel + k
+                    slots[5] = shape + kernel_bits * kernel + k
+                    slots[6] = pair + _class(column_logit) * 12 + min(11, kernel_sum)
+                    slots[7] = history + (column_bits[c] & 255) * 4 + min(3, kernel_ones)
+                    channel_class = _class(logit_of(chance[channel + i]) - base)
+                    slots[8] = around + (channel_class * 16 + min(15, kernel_sum)) * 3 + (k > 0) + (k > 3)
+                    w = k * 4 + min(3, kernel_ones)
+                else:
+                    # Adjacent columns, in an image's line and across its lines.
+                    west = logit_of(chance[c - 1]) - base if c > 0 else 0
+                    east = logit_of(chance[c + 1]) - base if c + 1 < columns else 0
+                    slots[4] = near + (_class(west) >> 1) * 16 + (_class(east) >> 1)
+                    north = logit_of(chance[c - period]) - base if period and c >= period else 0
+                    south = logit_of(chance[c + period]) - base if period and c + period < columns else 0
+                    slots[5] = shape + (_class(north) >> 1) * 16 + (_class(south) >> 1)
+                    row_logit = logit_of(chance[row + r]) - base
+                    slots[6] = pair + _class(column_logit) * 16 + (_class(row_logit) >> 1)
+                    slots[7] = history + (column_bits[c] & 255) * 4 + (row_bits & 3)
+                    recent = 0
+                    for back in range(2, 10):
+                        recent += row_bits >> back & 1
+                    beside = column_bits[c + 1] & 1 if c + 1 < columns else 0
+                    corner = column_bits[c - 1] >> 1 & 1 if c > 0 else 0
+                    nearest = (row_bits & 3) + 4 * (column_bits[c] & 3) + 16 * beside + 32 * corner
+                    slots[8] = around + nearest * 9 + recent
+                    w = min(row_ones, 3)
+                logit = mixed(INPUTS, slots, chance, logits, weights, w, base)
+                p = SQUASH[logit + LOGIT_LIMIT]
                 symbol = symbols[here] if not decoding else np.int32(0)
-                bit = _decide(np.int64(symbol != 0), INPUTS, slots, chance, seen, weights, min(row_ones, 3), prior,
-                              strength, stream, state, decoding, bits, probabilities, at)
+                bit = settle(np.int64(symbol != 0), p, stream, state, decoding, bits, probabilities, at)
                 if bit < 0:
                     return -1
                 at += 1
+                # The fast counter has no count.
+                quick = chance[fast + c]
+                learn(bit, p, INPUTS, slots, chance, seen, logits, weights, w, SHIFT)
+                chance[fast + c] = quick + np.int32(((np.int64(bit) << (16 + COUNTER_SHIFT)) - quick) >> FAST)
+                row_bits = (row_bits << 1 | bit) & 1023
+                column_bits[c] = (column_bits[c] << 1 | bit) & 255
+                kernel_bits = (kernel_bits << 1 | bit) & 511
                 if bit:
-                    # Sign: of the last survivor in the column and in the row.
-                    sign_column = 1 + (column_last[c] > 0) - (column_last[c] < 0)
-                    sign_row = 1 + (last > 0) - (last < 0)
-                    slots[0] = base_value + sign_column * 3 + sign_row
-                    slots[1] = size - columns - rows + c
-                    slots[2] = size - rows + r
-                    negative = _decide(np.int64(symbol < 0), 3, slots, chance, seen, value_weights, 0, ONE // 2,
-                                       VALUE_PRIOR, stream, state, decoding, bits, probabilities, at)
+                    slots[0] = of_logit + _side(before) * 3 + _side(above)
+                    slots[1] = of_row + min(r, 63)
+                    slots[2] = of_last + _side(last) * 3 + _side(column_last[c])
+                    slots[3] = of_place + _side(kernel_last) * kernel + k
+                    slots[4] = of_channel
+                    slots[5] = of_column + c
+                    negative = decide(np.int64(symbol < 0), VALUE_INPUTS, slots, value_chance, value_seen, logits,
+                                      value_weights, 0, VALUE_SHIFT, stream, state, decoding, bits, probabilities, at)
                     if negative < 0:
                         return -1
                     at += 1
-                    # Magnitude: its bit length in unary, then its mantissa from the top.
                     magnitude = np.int64(abs(symbol))
-                    near_row, near_column = 0, 0
-                    rest = np.int64(abs(last))
-                    while rest:
-                        near_row += 1
-                        rest >>= 1
-                    rest = np.int64(abs(column_last[c]))
-                    while rest:
-                        near_column += 1
-                        rest >>= 1
-                    buckets = base_value + 9
-                    length = 1
-                    while length < MAX_BUCKET:
-                        slots[0] = buckets + length * 8 + negative
-                        slots[1] = buckets + (MAX_BUCKET + 1 + length) * 8 + min(near_row, 7)
-                        slots[2] = buckets + (2 * (MAX_BUCKET + 1) + length) * 8 + min(near_column, 7)
-                        more = _decide(np.int64(magnitude >> length != 0), 3, slots, chance, seen, value_weights,
-                                       1 + length, ONE // 2, VALUE_PRIOR, stream, state, decoding, bits, probabilities,
-                                       at)
+                    reach = magnitude if unary else np.int64(_bit_length(magnitude))
+                    certainty = min(max((logit + 2048) >> 6, 0), 63)
+                    before_size = _capped(last, 15) if unary else min(_bit_length(abs(last)), 15)
+                    above_size = _capped(column_last[c], 15) if unary else min(_bit_length(abs(column_last[c])), 15)
+                    size = 1
+                    while unary or size < MAX_BUCKET:
+                        slots[0] = of_logit + size * 64 + certainty
+                        slots[1] = of_row + size * 64 + min(row_mean >> 5, 63)
+                        slots[2] = of_last + size * 256 + before_size * 16 + above_size
+                        slots[3] = of_place + size * 6 * kernel + k * 2 + negative
+                        slots[4] = of_channel + size * 64 + min(channel_mean[i] >> 5, 63)
+                        slots[5] = of_column + size * columns + c if size < 4 else of_channel + size * 64 + 63
+                        more = decide(np.int64(reach > size), VALUE_INPUTS, slots, value_chance, value_seen, logits,
+                                      value_weights, size, VALUE_SHIFT, stream, state, decoding, bits,
+                                      probabilities, at)
                         if more < 0:
                             return -1
                         at += 1
                         if not more:
                             break
-                        length += 1
-                    mantissas = buckets + 3 * (MAX_BUCKET + 1) * 8
-                    value = np.int64(1)
-                    node = 1
-                    for place in range(length - 2, -1, -1):
-                        if length - 2 - place < TREE_BITS:
-                            slots[0] = mantissas + (length << TREE_BITS) + node
-                            slots[1] = mantissas + ((MAX_BUCKET + length) << TREE_BITS) + node if negative else slots[0]
-                            slots[2] = slots[0]
-                        else:
-                            slots[0] = size - columns - rows - 1
-                            slots[1] = slots[0]
-                            slots[2] = slots[0]
-                        digit = _decide((magnitude >> place) & 1, 3, slots, chance, seen, value_weights,
-                                        1 + MAX_BUCKET + length, ONE // 2, VALUE_PRIOR, stream, state, decoding, bits,
-                                        probabilities, at)
-                        if digit < 0:
+                        size += 1
+                        # A damaged stream might say "more" for ever.
+                        if unary and size > MAX_UNARY:
                             return -1
-                        at += 1
-                        value = value * 2 + digit
-                        node = node * 2 + digit
+                    value = np.int64(size)
+                    if not unary:
+                        # The bits below the leading one, from the top.
+                        value = np.int64(1)
+                        node = 1
+                        for place in range(size - 2, -1, -1):
+                            slots[:] = mantissa + 3 * (MAX_BUCKET << TREE_BITS)
+                            if size - 2 - place < TREE_BITS:
+                                slots[0] = mantissa + ((size - 1) << TREE_BITS) + node
+                                slots[1] = slots[0] + ((1 + negative) * MAX_BUCKET << TREE_BITS)
+                                slots[2] = slots[0]
+                            digit = decide((magnitude >> place) & 1, 3, slots, value_chance, value_seen, logits,
+                                           value_weights, RUNGS - 1 + size, VALUE_SHIFT, stream, state, decoding, bits,
+                                           probabilities, at)
+                            if digit < 0:
+                                return -1
+                            at += 1
+                            value = value * 2 + digit
+                            node = node * 2 + digit
                     symbol = np.int32(-value if negative else value)
                     if decoding:
                         symbols[here] = symbol
-                    row_ones += 1
-                    column_ones[c] += 1
-                    channel_ones[i] += 1
                     kernel_ones += 1
+                    kernel_sum += min(size, 15)
+                    row_ones += 1
+                    row_mean += (64 * min(size, 31) - row_mean) // min(row_ones, 60)
+                    channel_mean[i] += (64 * min(size, 31) - channel_mean[i]) >> 4
                     column_last[c] = symbol
-                    last = symbol
+                    last, kernel_last = symbol, symbol
     return at

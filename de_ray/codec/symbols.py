@@ -4,14 +4,12 @@ import math
 
 import numpy as np
 
-from de_ray.codec import model
+from de_ray.codec import model, model1
 from de_ray.codec.header import MAX_EXPONENT, DamagedFileError, Entry, entry_of
 from de_ray.codec.rangecoder import Encoder
 from de_ray.codec.tables import LEAST, ONE
 from de_ray.codec.tensor import QuantizedTensor
 
-MAX_DECISIONS = 2 * model.MAX_BUCKET + 1
-"""Of a non-zero symbol besides its significance: a sign, a bit length in unary, a mantissa."""
 _NO_WORDS, _NO_STATE = np.zeros(1, np.uint64), np.zeros(4, np.uint64)
 _NO_BITS, _NO_PROBABILITIES = np.zeros(1, np.int8), np.zeros(1, np.int32)
 
@@ -20,23 +18,35 @@ def _prior(nonzero: int, size: int) -> int:
     return min(max(nonzero * ONE // max(1, size), LEAST), ONE - LEAST)
 
 
-def decisions(symbols: np.ndarray, scan: tuple[int, int, int], period: int) -> tuple[np.ndarray, np.ndarray]:
+def decisions(symbols: np.ndarray, entry: Entry, version: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Bits and 16-bit probabilities of every decision that codes these symbols.
 
     Args:
         symbols: int32, in scan order.
-        scan: rows, inputs, kernel positions.
-        period: see `model.code`.
+        entry: describes them.
+        version: of the format; 1 is for reading alone.
     """
     if not symbols.size:
         return _NO_BITS[:0], _NO_PROBABILITIES[:0]
     magnitudes = np.abs(symbols[symbols != 0])
-    lengths = np.ceil(np.log2(magnitudes + 1.0)).astype(np.int64)
-    room = symbols.size + int((2 * lengths + 1).sum())
+    # A sign, and a magnitude in unary or as a bit length in unary with its mantissa.
+    if version > 1 and entry.magnitude <= model.MAX_UNARY:
+        room = symbols.size + int((magnitudes + 1).sum())
+    else:
+        room = symbols.size + int((2 * np.ceil(np.log2(magnitudes + 1.0)).astype(np.int64) + 1).sum())
     bits, probabilities = np.zeros(room, np.int8), np.zeros(room, np.int32)
-    count = model.code(np.ascontiguousarray(symbols.reshape(-1)), *scan, period, _prior(len(magnitudes), symbols.size),
-                       False, _NO_WORDS, _NO_STATE, bits, probabilities)
+    count = _code(np.ascontiguousarray(symbols.reshape(-1)), entry, len(magnitudes), version, False, _NO_WORDS,
+                  _NO_STATE, bits, probabilities)
     return bits[:count], probabilities[:count]
+
+
+def _code(symbols: np.ndarray, entry: Entry, nonzero: int, version: int, *stream: object) -> int:
+    """The model of a version."""
+    prior = _prior(nonzero, symbols.size)
+    if version == 1:
+        return model1.code(symbols, *entry.scan, entry.period, prior, *stream)
+    unary = entry.magnitude <= model.MAX_UNARY
+    return model.code(symbols, *entry.scan, entry.width, entry.period, unary, prior, *stream)
 
 
 def cost(bits: np.ndarray, probabilities: np.ndarray) -> float:
@@ -44,13 +54,18 @@ def cost(bits: np.ndarray, probabilities: np.ndarray) -> float:
     return float(-np.log2(np.where(bits == 1, probabilities, ONE - probabilities) / ONE).sum())
 
 
-def parts(tensor: QuantizedTensor, entry: Entry) -> list[tuple[np.ndarray, np.ndarray]]:
+def parts(tensor: QuantizedTensor, entry: Entry, version: int = 2) -> list[tuple[np.ndarray, np.ndarray]]:
     """Decisions of a tensor: of its symbols, and of its row exponents where it has any."""
-    found = [decisions(tensor.symbols, entry.scan, entry.period)]
+    found = [decisions(tensor.symbols, entry, version)]
     if entry.exponents is not None:
         relative = (tensor.row_exponents - entry.exponents[0]).astype(np.int32)
-        found.append(decisions(relative, (1, len(relative), 1), 0))
+        found.append(decisions(relative, _row_entry(entry), version))
     return found
+
+
+def _row_entry(entry: Entry) -> Entry:
+    """The description of a tensor's row exponents, as a vector of their own."""
+    return Entry(entry.name, entry.shape[:1], entry.exponents[1], step=np.float32(1))
 
 
 def describe(tensor: QuantizedTensor) -> tuple[Entry, list[tuple[np.ndarray, np.ndarray]]]:
@@ -98,17 +113,16 @@ def add(encoder: Encoder, found: list[tuple[np.ndarray, np.ndarray]]) -> None:
         encoder.add(bits, probabilities)
 
 
-def take(entry: Entry, words: np.ndarray, state: np.ndarray) -> QuantizedTensor:
-    """Decode a tensor from a stream; the state moves on.
+def take(entry: Entry, words: np.ndarray, state: np.ndarray, version: int = 2) -> QuantizedTensor:
+    """Decode a tensor from a stream of a version of the format; the state moves on.
 
     Raises:
         DamagedFileError: the stream is damaged.
     """
-    symbols = _take(entry.name, entry.scan, entry.period, entry.survivors, words, state).reshape(entry.shape)
+    symbols = _take(entry, words, state, version).reshape(entry.shape)
     exponents = None
     if entry.exponents is not None:
-        rows = entry.shape[0]
-        exponents = _take(entry.name, (1, rows, 1), 0, entry.exponents[1], words, state) + np.int32(entry.exponents[0])
+        exponents = _take(_row_entry(entry), words, state, version) + np.int32(entry.exponents[0])
         if np.abs(exponents).max(initial=0) > MAX_EXPONENT:
             raise DamagedFileError(f"a row scale of {entry.name} is out of range")
     if entry.levels is not None:
@@ -118,12 +132,10 @@ def take(entry: Entry, words: np.ndarray, state: np.ndarray) -> QuantizedTensor:
     return QuantizedTensor(entry.name, symbols, entry.levels, entry.step, exponents)
 
 
-def _take(name: str, scan: tuple[int, int, int], period: int, nonzero: int, words: np.ndarray,
-          state: np.ndarray) -> np.ndarray:
-    size = math.prod(scan)
-    symbols = np.zeros(size, np.int32)
+def _take(entry: Entry, words: np.ndarray, state: np.ndarray, version: int) -> np.ndarray:
+    symbols = np.zeros(entry.size, np.int32)
     # An empty tensor's other dimensions may be large; the model would make room for them.
-    prior = _prior(nonzero, size)
-    if size and model.code(symbols, *scan, period, prior, True, words, state, _NO_BITS, _NO_PROBABILITIES) < 0:
-        raise DamagedFileError(f"the coded symbols of {name} are damaged")
+    if entry.size and _code(symbols, entry, entry.survivors, version, True, words, state, _NO_BITS,
+                            _NO_PROBABILITIES) < 0:
+        raise DamagedFileError(f"the coded symbols of {entry.name} are damaged")
     return symbols

@@ -14,6 +14,9 @@ from safetensors.numpy import load, save
 from de_ray import codec
 from de_ray.codec import container, header
 from de_ray.codec.tensor import QuantizedTensor
+from tests.benchmarks.fuzz_codec import fuzz
+
+VERSIONED = container.MAGIC + bytes([container.VERSION])
 
 
 def small() -> bytes:
@@ -43,7 +46,7 @@ def decodes_right_or_raises(data: bytes, right: dict[str, torch.Tensor]) -> bool
 def rebuilt(description: bytes, after: bytes = b"", stream: bytes = bytes(40)) -> bytes:
     """A file with a description of one's own."""
     packed = zlib.compress(header.varint(len(description)) + description + after, 9, wbits=-15)
-    payload = container.MAGIC + header.varint(len(packed)) + packed + bytes(container.HASH_BYTES) + stream
+    payload = VERSIONED + header.varint(len(packed)) + packed + bytes(container.HASH_BYTES) + stream
     return save({"": np.frombuffer(payload, np.uint8)})
 
 
@@ -107,7 +110,7 @@ def test_descriptions_that_were_mutated_before_deflation_are_found() -> None:
         damaged = bytearray(plain)
         damaged[rng.integers(len(plain))] = rng.choice([0, 1, 127, 128, 255, int(rng.integers(256))])
         packed = zlib.compress(bytes(damaged), 9, wbits=-15)
-        mutant = container.MAGIC + header.varint(len(packed)) + packed + payload[at + length:]
+        mutant = VERSIONED + header.varint(len(packed)) + packed + payload[at + length:]
         decodes_right_or_raises(save({"": np.frombuffer(mutant, np.uint8)}), right)
 
 
@@ -157,9 +160,9 @@ def test_trailing_garbage_is_found() -> None:
 @pytest.mark.parametrize("data", [
     b"", b"\0", b"hello, world" * 20, b"PK\x03\x04" + bytes(100), bytes(1000), b"\xff" * 1000,
     struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 10) + b"{}",
-    save({"weight": np.zeros((3, 3), np.float32)}), save({"": np.zeros(50, np.uint8)}), save({"": np.zeros(0, np.uint8)}),
-    save({"": np.zeros((5, 5), np.uint8)}), save({"": np.zeros(50, np.int8)}), save({}),
-    save({"": np.zeros(9, np.uint8), "a": np.zeros(9, np.uint8)})])
+    save({"weight": np.zeros((3, 3), np.float32)}), save({"": np.zeros(50, np.uint8)}),
+    save({"": np.zeros(0, np.uint8)}), save({"": np.zeros((5, 5), np.uint8)}), save({"": np.zeros(50, np.int8)}),
+    save({}), save({"": np.zeros(9, np.uint8), "a": np.zeros(9, np.uint8)})])
 def test_a_foreign_file_is_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(data)
     for read in (codec.decode, codec.inspect, codec.load):
@@ -191,3 +194,8 @@ def test_a_flipped_bit_of_a_network_is_found() -> None:
     data[len(data) // 2] ^= 16
     with pytest.raises(codec.DamagedFileError):
         codec.decode(bytes(data))
+
+
+def test_mutants_decode_right_or_raise_within_their_bounds() -> None:
+    found = fuzz(2000, seed=1)
+    assert found["raised"] + found["right"] == 2000 and found["raised"] > 1800

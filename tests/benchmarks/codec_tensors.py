@@ -1,0 +1,116 @@
+"""Integer tensors for bench_codec.py: of a compressed file, or of a network that is pruned and quantized plainly.
+
+    python tests/benchmarks/codec_tensors.py --file docs/results/yolov3_tiny_coco-0/student.der --out student.npz
+    python tests/benchmarks/codec_tensors.py --problem yolov3_tiny --prune magnitude --bits 4 --out magnitude.npz
+    python tests/benchmarks/codec_tensors.py --problem yolov3_tiny --prune obs --bits 4 --inputs 16 --out obs.npz
+
+Pruning zeroes the given share of every layer. `magnitude` keeps the largest weights; `obs` keeps those of the largest
+w^2 / [H^-1]_pp and refits them by least squares to the layer's own outputs (Hassibi & Stork, 1992). Quantization is
+uniform with one step a layer, symbols in -(2^(bits - 1) - 1)..2^(bits - 1) - 1, the step that has the least squared
+error among 100; survivors stay survivors. Kernel axes keep their places, so that a coder may use them.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from de_ray.codec.container import symbols_of
+from de_ray.evolution.gram import layer_grams
+from de_ray.evolution.saliency import OBS_DAMPING
+from de_ray.problem.build import build_problem
+from de_ray.schema import compose
+from de_ray.student import Student
+
+
+def quantize(weights: np.ndarray, bits: int) -> np.ndarray:
+    """int32 symbols of the weights' shape, 0 for zeros alone."""
+    alive, most = weights[weights != 0], 2 ** (bits - 1) - 1
+    if not len(alive):
+        return np.zeros(weights.shape, np.int32)
+    largest = np.abs(alive).max()
+
+    def symbols(step: float, values: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(np.abs(values) / step), 1, most)
+
+    steps = largest / most * np.linspace(0.01, 1, 100)
+    errors = [np.square(np.abs(alive) - step * symbols(step, alive)).sum() for step in steps]
+    step = steps[int(np.argmin(errors))]
+    return np.where(weights != 0, np.sign(weights) * symbols(step, weights), 0).astype(np.int32)
+
+
+def magnitude(weight: np.ndarray, sparsity: float) -> np.ndarray:
+    """The weights of the largest magnitude, zeros elsewhere."""
+    keep = max(1, round(weight.size * (1 - sparsity)))
+    least = np.partition(np.abs(weight).ravel(), -keep)[-keep]
+    return np.where(np.abs(weight) >= least, weight, 0)
+
+
+def obs(weight: np.ndarray, gram: np.ndarray, sparsity: float, steps: int = 1) -> np.ndarray:
+    """Optimal Brain Surgeon in a few steps.
+
+    Args:
+        weight: [R, ...], D weights a row.
+        gram: float64 [D, D] of the layer's inputs.
+        sparsity: to reach.
+        steps: between which survivors are refitted.
+    """
+    rows = weight.reshape(len(weight), -1).astype(np.float64)
+    damped = gram + OBS_DAMPING * max(np.diag(gram).mean(), 1e-30) * np.eye(len(gram))
+    wanted = rows @ damped  # [R, D]: what survivors are to reproduce
+    score = 1 / np.diag(np.linalg.inv(damped))
+    pruned = rows
+    for step in range(1, steps + 1):
+        keep = max(1, round(rows.size * (1 - sparsity) ** (step / steps)))
+        saliency = np.square(pruned) * score
+        alive = saliency >= max(np.partition(saliency.ravel(), -keep)[-keep], np.finfo(float).tiny)
+        pruned = np.zeros_like(rows)
+        for row, chosen in enumerate(alive):
+            at = np.flatnonzero(chosen)
+            if len(at):
+                pruned[row, at] = np.linalg.solve(damped[np.ix_(at, at)], wanted[row, at])
+    return pruned.reshape(weight.shape)
+
+
+def pruned_network(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Symbols by layer of a problem's teacher."""
+    problem = build_problem(compose([f"problem={arguments.problem}", *arguments.override]).problem, 0)
+    student = Student(problem.teacher, problem.layers)
+    weights = [weight.detach().numpy() for weight in student.weights]
+    if arguments.prune == "magnitude":
+        pruned = [magnitude(weight, arguments.sparsity) for weight in weights]
+    else:
+        inputs = problem.calibration[:arguments.inputs]
+        grams = [gram[0].numpy() for gram in layer_grams(student, inputs, 2)]
+        pruned = [obs(weight, gram, arguments.sparsity, arguments.steps)
+                  for weight, gram in zip(weights, grams, strict=True)]
+    return {layer.parameter: quantize(weight, arguments.bits)
+            for layer, weight in zip(problem.layers, pruned, strict=True)}
+
+
+def main() -> None:
+    """Write the tensors."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--file", type=Path, help="a compressed file; its tensors of two or more dimensions are taken")
+    parser.add_argument("--problem", default="yolov3_tiny")
+    parser.add_argument("--override", nargs="*", default=[], help="of the problem's configuration")
+    parser.add_argument("--prune", choices=("magnitude", "obs"), default="magnitude")
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--inputs", type=int, default=16, help="calibration inputs of obs")
+    parser.add_argument("--steps", type=int, default=1, help="of obs, between which survivors are refitted")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.file:
+        tensors = {name: symbols for name, symbols in symbols_of(arguments.file).items() if symbols.ndim > 1}
+    else:
+        tensors = pruned_network(arguments)
+    np.savez_compressed(arguments.out, **tensors)
+    total, alive = (sum(f(t) for t in tensors.values()) for f in (np.size, np.count_nonzero))
+    print(f"{arguments.out}: {len(tensors)} tensors, {total:,} weights, {100 * alive / total:.2f} % not zero")
+
+
+if __name__ == "__main__":
+    main()
