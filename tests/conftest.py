@@ -4,6 +4,21 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+RAY = {"test_cluster.py", "test_commands.py", "test_evaluation.py", "test_faults.py", "test_parallel_refit.py",
+       "test_sweep.py", "test_sweep_tune.py"}
+"""Modules that keep Ray at work. One process runs them all: two sessions at a time would wait for each other's actors
+longer than they compute."""
+
+torch.set_num_threads(1)  # two processes test side by side
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a module stay in one process, which makes its fixtures once."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path.name in RAY else item.path.name))
 
 
 @pytest.fixture(scope="session")
