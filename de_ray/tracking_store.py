@@ -29,10 +29,6 @@ PROCESS = "process"
 """The tag that tells which process writes a run: host, process id, second of its start."""
 
 
-KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Of an experiment: MLflow's pages would show it among language models' traces otherwise."""
-
-
 def address(config: TrackingConfig) -> str | None:
     """The tracking URI that the configuration or the environment gives; None: the store in the working folder."""
     return config.uri or os.environ.get(URI) or None
@@ -121,7 +117,7 @@ def experiment_id(client: "MlflowClient", name: str, uri: str | None) -> str:
     # A server knows where its artifacts go; beside the default store they go into the working folder.
     artifacts = None if uri else (Path.cwd() / "mlartifacts").as_uri()
     try:
-        return client.create_experiment(name, artifacts, KIND)
+        return client.create_experiment(name, artifacts)
     except MlflowException:
         found = client.get_experiment_by_name(name)
         if found is None:
