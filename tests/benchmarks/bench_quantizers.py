@@ -40,7 +40,7 @@ from de_ray.student import Student
 Point = tuple[int, float]
 """Bytes, held-out divergence."""
 MULTIPLES = (1.05, 1.1, 1.2, 1.4, 1.7, 2.0)
-RATES = {"ecsq": [(bits, weight) for bits in (2, 3, 4, 5) for weight in (0.5, 1.0, 2.0, 4.0)],
+RATES = {"ecsq": [(bits, weight) for bits in (3, 4, 5) for weight in (0.5, 1.0, 2.0, 4.0)],
          "kmeans": [(bits, 0.0) for bits in (1, 2, 3, 4, 5, 6)]}
 """Width and rate weight."""
 

@@ -108,7 +108,7 @@ def same(state: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
     """Equal names, types, shapes and bits."""
     return list(state) == list(right) and all(
         value.dtype == right[name].dtype and value.shape == right[name].shape
-        and value.reshape(-1).view(torch.uint8).equal(right[name].reshape(-1).view(torch.uint8))
+        and value.numpy().tobytes() == right[name].numpy().tobytes()
         for name, value in state.items())
 
 
