@@ -14,11 +14,9 @@ longer than they compute."""
 torch.set_num_threads(1)  # two processes test side by side
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests of a module stay in one process, which makes its fixtures once."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path.name in RAY else item.path.name))
+    item.add_marker(pytest.mark.xdist_group("ray" if item.path.name in RAY else item.path.name))
 
 
 @pytest.fixture(scope="session")
