@@ -394,9 +394,9 @@ class SweepConfig:
     """Whole compressions as trials of Ray Tune, `+sweep=tune`; conf/sweep/tune.yaml has an example."""
 
     space: dict[str, Any] = field(default_factory=dict)
-    """Values by key, nested as the configuration is, of the groups evolution, refit and quantization and of seed. A list
-    is tried in all combinations with other lists; {low, high} or {low, high, log: true} is a range to draw from, of
-    whole numbers where both ends are; a single value is fixed."""
+    """Values by key, nested as the configuration is, of the groups evolution, refit and quantization and of seed. A
+    list is tried in all combinations with other lists; {low, high} or {low, high, log: true} is a range to draw from,
+    of whole numbers where both ends are; a single value is fixed."""
     samples: int = 1
     """Draws from the ranges for each combination of lists, >= 1. Without ranges: one."""
     asha: bool = True
@@ -405,7 +405,8 @@ class SweepConfig:
     first_rung: float = 0.5
     """Sparsity of the first rung, in (0, 1)."""
     reduction: float = 2.0
-    """One of so many trials goes on at a rung, and each rung has so many times the log density of the one before; > 1."""
+    """One of so many trials goes on at a rung, and each rung has so many times the log density of the one before;
+    > 1."""
     concurrent: int = 0
     """Trials at a time, >= 0; 0: as many as there is room for."""
     actors: int = 0
@@ -421,7 +422,8 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         key = "sweep."
-        require(bool(self.space), key + "space", self.space, "values by key, such as {evolution: {sparsity: [0.8, 0.9]}}")
+        require(bool(self.space), key + "space", self.space,
+                "values by key, such as {evolution: {sparsity: [0.8, 0.9]}}")
         require(self.samples >= 1, key + "samples", self.samples, "at least 1")
         require(0 < self.first_rung < 1, key + "first_rung", self.first_rung, "a number in (0, 1)")
         require(self.reduction > 1, key + "reduction", self.reduction, "a number above 1")

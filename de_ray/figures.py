@@ -219,8 +219,8 @@ def draw_sweep(folder: Path, summary: dict, labels: dict[int, str]) -> Path:
     stopped = sum(row["status"] == "stopped" for row in summary["trials"])
     told = f"{len(finished)} compressions" + (f", {stopped} more stopped on the way" if stopped else "")
     better = "lower" if summary["lower_is_better"] else "higher"
-    _tidy(axes, f"{summary['problem']}: size against {summary['metric']}, {told}", "ratio to float32, bytes of the file",
-          f"{summary['metric']}, {better} is better")
+    _tidy(axes, f"{summary['problem']}: size against {summary['metric']}, {told}",
+          "ratio to float32, bytes of the file", f"{summary['metric']}, {better} is better")
     return save(figure, folder / "sweep.png")
 
 

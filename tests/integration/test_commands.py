@@ -85,7 +85,8 @@ def test_a_run_is_tracked_with_parameters_metrics_by_cycle_and_artifacts(serial_
     assert [row[table["columns"].index("name")] for row in table["data"]] == ["fc1", "fc2", "fc3"]
     assert parent.info.run_name == "digits directed 0.9 swept bits seed 0"
     assert {"problem", "method", "commit"} <= parent.data.tags.keys()
-    assert "python launch.py problem=digits problem.teacher.epochs=10 evolution.cycles=3" in parent.data.tags["mlflow.note.content"]
+    note = parent.data.tags["mlflow.note.content"]
+    assert "python launch.py problem=digits problem.teacher.epochs=10 evolution.cycles=3" in note
     assert sum(run.data.tags.get("mlflow.parentRunId") == parent.info.run_id for run in found) == 4
 
 

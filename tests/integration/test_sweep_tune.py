@@ -30,6 +30,7 @@ def swept(tmp_path_factory):
     work = tmp_path_factory.mktemp("swept")
     ray_folder = tempfile.mkdtemp(prefix="dr")  # short: Ray puts sockets into it
     environment = os.environ | {"DE_RAY_CACHE": str(work / "cache"), "RAY_TMPDIR": ray_folder,
+                                "RAY_ADDRESS": "local",  # whatever else runs on this machine
                                 "MLFLOW_TRACKING_PASSWORD": PLANTED,
                                 "MLFLOW_TRACKING_URI": f"sqlite:///{work}/runs.db?password={PLANTED}"}
 
@@ -48,6 +49,7 @@ def swept(tmp_path_factory):
         resumed = launch("resume=sweep")
         out, err = resumed.communicate(timeout=300)
         assert resumed.returncode == 0, err
+        assert list(Path(ray_folder).rglob("gcs_server*")), "Ray has kept its files elsewhere"
         leaks = [path for root in (work, Path(ray_folder)) for path in root.rglob("*")
                  if path.is_file() and PLANTED.encode() in path.read_bytes()]
         yield work, process.returncode, then, first, out + err, leaks
