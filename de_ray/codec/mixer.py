@@ -1,4 +1,6 @@
-"""Counters and their logistic mixing (Mahoney, "Adaptive weighing of context models for lossless data compression", 2005).
+"""Counters and their logistic mixing.
+
+Source: Mahoney, "Adaptive weighing of context models for lossless data compression", 2005.
 
 A counter holds a 22-bit probability and how many decisions it has seen; it moves by 1 / (seen + 1.5) of its error. A
 mixer adds weighted logits of several counters, relative to a base, and learns its weights online. Integers throughout.

@@ -213,7 +213,8 @@ def code(symbols, rows, inputs, kernel, width, period, unary, prior, decoding, s
                         slots[4] = of_channel + size * 64 + min(channel_mean[i] >> 5, 63)
                         slots[5] = of_column + size * columns + c if size < 4 else of_channel + size * 64 + 63
                         more = decide(np.int64(reach > size), VALUE_INPUTS, slots, value_chance, value_seen, logits,
-                                      value_weights, size, VALUE_SHIFT, stream, state, decoding, bits, probabilities, at)
+                                      value_weights, size, VALUE_SHIFT, stream, state, decoding, bits,
+                                      probabilities, at)
                         if more < 0:
                             return -1
                         at += 1

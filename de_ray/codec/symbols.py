@@ -35,8 +35,8 @@ def decisions(symbols: np.ndarray, entry: Entry, version: int = 2) -> tuple[np.n
     else:
         room = symbols.size + int((2 * np.ceil(np.log2(magnitudes + 1.0)).astype(np.int64) + 1).sum())
     bits, probabilities = np.zeros(room, np.int8), np.zeros(room, np.int32)
-    count = _code(np.ascontiguousarray(symbols.reshape(-1)), entry, len(magnitudes), version, False, _NO_WORDS, _NO_STATE,
-                  bits, probabilities)
+    count = _code(np.ascontiguousarray(symbols.reshape(-1)), entry, len(magnitudes), version, False, _NO_WORDS,
+                  _NO_STATE, bits, probabilities)
     return bits[:count], probabilities[:count]
 
 

@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_codec.py --input FILE.npz
     python tests/benchmarks/bench_codec.py --random 62000000 --density 0.1
 
-FILE.npz holds integer arrays of any shape by name, 0 being zero and the others level indices, with their first axis the
-outputs and the second the inputs (see codec_tensors.py). `bytes` are those of a whole file, `zero_order_bytes` each tensor's
-entropy of single symbols, seconds processor time of one thread after compilation.
+FILE.npz holds integer arrays of any shape by name, 0 being zero and the others level indices, with their first axis
+the outputs and the second the inputs (see codec_tensors.py). `bytes` are those of a whole file, `zero_order_bytes`
+each tensor's entropy of single symbols, seconds processor time of one thread after compilation.
 """
 
 import argparse

@@ -5,9 +5,9 @@
     python tests/benchmarks/codec_tensors.py --problem yolov3_tiny --prune obs --bits 4 --inputs 16 --out obs.npz
 
 Pruning zeroes the given share of every layer. `magnitude` keeps the largest weights; `obs` keeps those of the largest
-w^2 / [H^-1]_pp and refits them by least squares to the layer's own outputs (Hassibi & Stork, 1992).
-Quantization is uniform with one step a layer, symbols in -(2^(bits - 1) - 1)..2^(bits - 1) - 1, the step that has the least
-squared error among 100; survivors stay survivors. Kernel axes keep their places, so that a coder may use them.
+w^2 / [H^-1]_pp and refits them by least squares to the layer's own outputs (Hassibi & Stork, 1992). Quantization is
+uniform with one step a layer, symbols in -(2^(bits - 1) - 1)..2^(bits - 1) - 1, the step that has the least squared
+error among 100; survivors stay survivors. Kernel axes keep their places, so that a coder may use them.
 """
 
 import argparse
@@ -83,7 +83,8 @@ def pruned_network(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
     else:
         inputs = problem.calibration[:arguments.inputs]
         grams = [gram[0].numpy() for gram in layer_grams(student, inputs, 2)]
-        pruned = [obs(weight, gram, arguments.sparsity, arguments.steps) for weight, gram in zip(weights, grams, strict=True)]
+        pruned = [obs(weight, gram, arguments.sparsity, arguments.steps)
+                  for weight, gram in zip(weights, grams, strict=True)]
     return {layer.parameter: quantize(weight, arguments.bits)
             for layer, weight in zip(problem.layers, pruned, strict=True)}
 

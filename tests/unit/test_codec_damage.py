@@ -14,6 +14,7 @@ from safetensors.numpy import load, save
 from de_ray import codec
 from de_ray.codec import container, header
 from de_ray.codec.tensor import QuantizedTensor
+from tests.benchmarks.fuzz_codec import fuzz
 
 VERSIONED = container.MAGIC + bytes([container.VERSION])
 
@@ -159,9 +160,9 @@ def test_trailing_garbage_is_found() -> None:
 @pytest.mark.parametrize("data", [
     b"", b"\0", b"hello, world" * 20, b"PK\x03\x04" + bytes(100), bytes(1000), b"\xff" * 1000,
     struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 10) + b"{}",
-    save({"weight": np.zeros((3, 3), np.float32)}), save({"": np.zeros(50, np.uint8)}), save({"": np.zeros(0, np.uint8)}),
-    save({"": np.zeros((5, 5), np.uint8)}), save({"": np.zeros(50, np.int8)}), save({}),
-    save({"": np.zeros(9, np.uint8), "a": np.zeros(9, np.uint8)})])
+    save({"weight": np.zeros((3, 3), np.float32)}), save({"": np.zeros(50, np.uint8)}),
+    save({"": np.zeros(0, np.uint8)}), save({"": np.zeros((5, 5), np.uint8)}), save({"": np.zeros(50, np.int8)}),
+    save({}), save({"": np.zeros(9, np.uint8), "a": np.zeros(9, np.uint8)})])
 def test_a_foreign_file_is_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(data)
     for read in (codec.decode, codec.inspect, codec.load):
@@ -193,3 +194,8 @@ def test_a_flipped_bit_of_a_network_is_found() -> None:
     data[len(data) // 2] ^= 16
     with pytest.raises(codec.DamagedFileError):
         codec.decode(bytes(data))
+
+
+def test_mutants_decode_right_or_raise_within_their_bounds() -> None:
+    found = fuzz(2000, seed=1)
+    assert found["raised"] + found["right"] == 2000 and found["raised"] > 1800
