@@ -4,20 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-
-RAY = {"test_cluster.py", "test_commands.py", "test_evaluation.py", "test_faults.py", "test_parallel_refit.py",
-       "test_sweep.py", "test_sweep_tune.py"}
-"""Modules that keep Ray at work. One process runs them all: two sessions at a time would wait for each other's actors
-longer than they compute."""
-
-torch.set_num_threads(1)  # two processes test side by side
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests of a module stay in one process, which makes its fixtures once."""
-    item.add_marker(pytest.mark.xdist_group("ray" if item.path.name in RAY else item.path.name))
-
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
