@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data sets. Without it tests are skipped, but not in continuous integration: there it fails."""
