@@ -19,7 +19,7 @@ from hydra.types import RunMode
 
 from de_ray.cluster.join import TOKEN_HELP, use_token
 from de_ray.config import ClusterConfig
-from de_ray.tracking import without_credentials
+from de_ray.redact import without_credentials
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
