@@ -138,6 +138,9 @@ class Apart:
         # Sockets' paths are short; pytest's folders are not.
         temporary = Path("/tmp") / f"de-ray-{secrets.token_hex(4)}"
         log = open(self.folder / f"{name}.log", "w")  # noqa: SIM115, the process's until its end
+        # Jobs go through each node's agent: on the usual port another cluster's may listen.
+        agent, metrics = free_ports(2)
+        arguments = [*arguments, f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         self.processes.append((subprocess.Popen(
             [Path(sys.executable).parent / "ray", "start", "--block", f"--temp-dir={temporary}", *arguments], cwd=cwd,
             env=self.environment, stdout=log, stderr=log, start_new_session=True), temporary))
