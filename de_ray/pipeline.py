@@ -4,14 +4,14 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
 from de_ray import codec
-from de_ray.config import Config
+from de_ray.config import WORKER_GPUS, Config, PoolConfig
 from de_ray.device import resolve_device, threads
 from de_ray.evaluation.build import build_pool
 from de_ray.evolve import OnRecord, evolve
@@ -67,7 +67,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     problem.teacher.to(device)
     with threads(config.threads):
         student = Student(problem.teacher, problem.layers, device)
-        with build_pool(problem, config.pool, student, str(device)) as pool:
+        with build_pool(problem, _pool_config(config, device.type), student, str(device)) as pool:
             with clock.stage("evolve"):
                 history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record, limit)
             pruned = measure(problem, student.module)
@@ -90,6 +90,13 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     report |= {**evaluated, "target_bytes": limit, "seconds": clock.seconds, "seed": config.seed,
                "versions": versions()}
     return Result(data, report, student.module, decoded.cpu(), _survivors(problem, weights, quantized))
+
+
+def _pool_config(config: Config, device: str) -> PoolConfig:
+    """The pool's configuration; actors that kept whole GPUs would leave none for refit's workers."""
+    if config.refit.workers > 1 and device == "cuda" and config.pool.gpus is None:
+        return replace(config.pool, gpus=1 - WORKER_GPUS)
+    return config.pool
 
 
 def fingerprint(problem: Problem, config: Config) -> dict:

@@ -18,13 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from de_ray import device as devices
 from de_ray.cluster.join import ensure_ray
-from de_ray.config import RefitConfig
+from de_ray.config import WORKER_GPUS, RefitConfig
 from de_ray.problem.base import Problem
 from de_ray.refit.distill import Distiller
 from de_ray.student import Student
 
-GPU_SHARE = 0.5
-"""Of a GPU, for each worker: evaluators keep the other half (see `PoolConfig.gpus`)."""
 SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 """Relative paths in the problem's inputs stay what they are."""
 
@@ -72,7 +70,7 @@ class ParallelDistiller:
         job = {"problem": self._problem, "config": self._config, "threads": self._threads, "outbox": outbox,
                "state": ray.put({**self._student.state(), **self._moments}),
                "rates": [learning_rate(step) for step in range(steps)], "generator": generator.get_state()}
-        resources = {"CPU": 0, "GPU": GPU_SHARE} if self._device == "cuda" else {"CPU": 0, "memory": 2**20}
+        resources = {"CPU": 0, "GPU": WORKER_GPUS} if self._device == "cuda" else {"CPU": 0, "memory": 2**20}
         trainer = TorchTrainer(
             _work, train_loop_config=job,
             scaling_config=train.ScalingConfig(num_workers=self._config.workers, use_gpu=self._device == "cuda",
