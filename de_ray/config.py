@@ -17,7 +17,7 @@ ULTRALYTICS = "ultralytics:"
 RANDOM = "random"
 """In place of a path of weights."""
 WORKER_GPUS = 0.5
-"""Of a GPU, for each of several workers of refit: evaluators, which stay where they are meanwhile, have the other half."""
+"""Of a GPU, for each of several workers of refit; evaluators, which stay where they are, have the other half."""
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
@@ -304,9 +304,9 @@ class RefitConfig:
     """Whether learning rates, that of quantization included, are relative to the size of each layer's weights. They
     should be where layers differ in size by much, as they do once batch norm is folded."""
     workers: int = 1
-    """Processes that share each batch of distillation, >= 1 and a divisor of `batch`; each has half a GPU where `device`
-    is one, and then evaluators have the other halves unless `pool.gpus` says otherwise; else each has `threads` threads.
-    Other counts round differently."""
+    """Processes that share each batch of distillation, >= 1 and a divisor of `batch`. Each has half a GPU where
+    `device` is one, and evaluators the other half unless `pool.gpus` says otherwise; else `threads` threads. Other
+    counts round differently."""
     damping: float = 0.01
     """Ridge of least squares, as a share of the mean diagonal of the inputs' Gram matrix, > 0."""
 

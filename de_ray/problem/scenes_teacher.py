@@ -1,7 +1,7 @@
 """A segmenter learns scenes, with labels; what comes after has none.
 
-Finding objects takes it a few hundred steps, telling shirts from coats many thousands. Therefore its backbone learns the
-items one by one first, which costs a tenth for each of them.
+Finding objects takes it a few hundred steps, telling shirts from coats many thousands. Therefore its backbone learns
+the items one by one first, which costs a tenth for each of them.
 """
 
 import logging
