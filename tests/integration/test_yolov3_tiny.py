@@ -92,7 +92,7 @@ def test_a_run_writes_and_tracks_pictures_and_its_file_can_be_drawn_again(data_r
     picture = tmp_path / "run" / "figures" / "pictures.png"
     assert imread(picture).shape[1] > 1000
     client = MlflowClient(uri)
-    (run,) = (run for run in client.search_runs([client.get_experiment_by_name("de-ray").experiment_id])
+    (run,) = (run for run in client.search_runs([client.get_experiment_by_name("de-ray yolov3_tiny").experiment_id])
               if "mlflow.parentRunId" not in run.data.tags)
     assert "figures/pictures.png" in {file.path for file in client.list_artifacts(run.info.run_id, "figures")}
     main(["evaluate", str(tmp_path / "run" / "student.der"), *problem, "--pictures", str(tmp_path / "again.png")])
