@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from de_ray.cluster.submit import Connection, follow, submit
 from de_ray.config import ClusterConfig, Config, PoolConfig
@@ -25,6 +24,7 @@ from de_ray.evaluation.ray_pool import RayPool
 from de_ray.pipeline import run
 from de_ray.problem.build import build_problem
 from de_ray.schema import compose
+from tests.clusters import head_alone
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK = ["evolution.cycles=4", "evolution.population=4", "evolution.generations=1", "evolution.saliency_inputs=256",
@@ -60,16 +60,10 @@ def expected(cached):
 
 @pytest.fixture
 def cluster():
-    """A head without work, not even Tune's trials, and three nodes of one CPU."""
+    """A head without work, not even Tune's trials; tests add nodes."""
     ray.shutdown()
-    nodes = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": 0, "memory": 1, "include_dashboard": False,
-        "_system_config": {"health_check_period_ms": 300, "health_check_failure_threshold": 3,
-                           "health_check_initial_delay_ms": 0}})
-    nodes.connect()
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with head_alone(memory=1) as nodes:
+        yield nodes
 
 
 def places(pool):
@@ -90,8 +84,9 @@ def test_a_run_that_waits_for_its_three_nodes_loses_one_and_gains_one_ends_in_th
 
     def gather(count):
         deadline = time.monotonic() + START_SECONDS
-        while len(pools[0].actors) < count and time.monotonic() < deadline:
-            pools[0].evaluate([()], [0])
+        # Until the pool has noticed who left, too: each actor has to be asked something.
+        while len(pools[0].actors) != count and time.monotonic() < deadline:
+            pools[0].evaluate([()] * 3 * config.pool.stack, [0])
             time.sleep(0.05)
         seen.append(set(places(pools[0])))
 
@@ -248,6 +243,13 @@ def test_joining_without_the_token_is_one_clear_error(apart, tmp_path):
 
 # Jobs.
 
+def later(seconds, action, *arguments):
+    """Do something in a while, unless the process has ended by then."""
+    timer = threading.Timer(seconds, action, arguments)
+    timer.daemon = True
+    timer.start()
+
+
 class Line:
     """A way to a port that can be cut."""
 
@@ -262,10 +264,13 @@ class Line:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self.server.accept()
-                if self.dead:
+                try:
+                    far = None if self.dead else socket.create_connection(("127.0.0.1", self.target))
+                except OSError:  # the target is not up yet
+                    far = None
+                if far is None:
                     near.close()
                     continue
-                far = socket.create_connection(("127.0.0.1", self.target))
                 self.sockets += [near, far]
                 for one, other in ((near, far), (far, near)):
                     threading.Thread(target=self.pump, args=(one, other), daemon=True).start()
@@ -283,7 +288,7 @@ class Line:
         for one in self.sockets:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-        threading.Timer(seconds, setattr, (self, "dead", False)).start()
+        later(seconds, setattr, self, "dead", False)
 
 
 @pytest.fixture
@@ -314,6 +319,7 @@ def token(apart, monkeypatch):
 def test_a_cut_line_costs_neither_a_line_of_the_log_nor_the_exit_code(line, token, tmp_path, capsys):
     (tmp_path / "count.py").write_text(
         "import ray, sys, time\nfrom de_ray.cluster.join import ensure_ray\nensure_ray('auto')\n"
+        "while len(ray.nodes()) < 3:\n    time.sleep(0.2)\n"
         "print('line', len(ray.nodes()), 'nodes', flush=True)\n"
         "for i in range(12):\n    print('line', i, flush=True)\n    time.sleep(0.4)\nsys.exit(7)\n")
     connection = Connection(ClusterConfig(dashboard=f"http://127.0.0.1:{line.port}", submit=True))
@@ -334,7 +340,7 @@ def test_a_dashboard_that_stays_away_is_one_error_that_says_how_to_attach_again(
     (tmp_path / "wait.py").write_text("import time\ntime.sleep(3600)\n")
     connection = Connection(ClusterConfig(dashboard=f"http://127.0.0.1:{line.port}", submit=True, patience=1.5))
     job = submit(connection, "python wait.py", tmp_path)
-    threading.Timer(2, line.cut, (1000,)).start()
+    later(2, line.cut, 1000)
     try:
         with pytest.raises(ConnectionError, match=rf"patience=1.5 s; attach again .*cluster.attach={job}"):
             follow(connection, job)

@@ -14,7 +14,6 @@ import pytest
 import ray
 import torch
 from ray import cloudpickle
-from ray.cluster_utils import Cluster
 from ray.exceptions import OutOfDiskError
 from torch import nn
 
@@ -36,6 +35,7 @@ from de_ray.pipeline import run
 from de_ray.problem.build import build_problem
 from de_ray.problem.custom import problem_from_model
 from de_ray.student import Student
+from tests.clusters import head_alone
 from tests.networks import mlp_problem
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import a test module
@@ -265,15 +265,8 @@ def test_a_driver_killed_twenty_times_at_random_leaves_the_undisturbed_runs_file
 
 @pytest.fixture
 def cluster(no_session):
-    """A cluster of one node with no CPU, where the driver is; it notices within a second when a node has gone."""
-    nodes = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": 0, "include_dashboard": False,
-        "_system_config": {"health_check_period_ms": 300, "health_check_failure_threshold": 3,
-                           "health_check_initial_delay_ms": 0}})
-    nodes.connect()
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with head_alone() as nodes:
+        yield nodes
 
 
 def plug_pulled(cluster, node, pool):

@@ -1,0 +1,22 @@
+"""Ray clusters of several nodes on this machine."""
+
+import contextlib
+from collections.abc import Iterator
+
+import ray
+from ray.cluster_utils import Cluster
+
+
+@contextlib.contextmanager
+def head_alone(**options: object) -> Iterator[Cluster]:
+    """A cluster of one node with no CPU, where the driver is; it notices within a second when a node has gone."""
+    nodes = Cluster(initialize_head=True, head_node_args={
+        "num_cpus": 0, "include_dashboard": False, **options,
+        "_system_config": {"health_check_period_ms": 300, "health_check_failure_threshold": 3,
+                           "health_check_initial_delay_ms": 0}})
+    nodes.connect()
+    try:
+        yield nodes
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
