@@ -65,9 +65,9 @@ def decode(path: str, output: str) -> None:
     from de_ray.export import require_new, write_new
 
     require_new(output, "-o")
-    state = codec.decode(path)
+    architecture, state = codec.decode_named(path)
     write_new(output, "-o", save({name: value.contiguous() for name, value in state.items()},
-                                 {"architecture": codec.inspect(path).architecture}))
+                                 {"architecture": architecture}))
     print(f"wrote {output}")
 
 
@@ -83,16 +83,7 @@ def export(path: str, onnx: str, int8: str | None, overrides: list[str]) -> None
     import torch
 
     from de_ray import codec
-    from de_ray.export import (
-        CHECKED,
-        OnnxNetwork,
-        against,
-        require_new,
-        sample_inputs,
-        to_int8,
-        to_onnx,
-        write_new,
-    )
+    from de_ray.export import CHECKED, OnnxNetwork, against, require_new, sample_inputs, to_int8, to_onnx, write_new
     from de_ray.problem.build import build_architecture, build_problem
     from de_ray.problem.measure import measure
     from de_ray.schema import compose
@@ -105,7 +96,7 @@ def export(path: str, onnx: str, int8: str | None, overrides: list[str]) -> None
     if int8 is not None and not overrides:
         raise ValueError(f"--int8={int8!r}: expected a problem beside it, such as problem=digits, whose inputs tell "
                          "the range of activations")
-    state, architecture = codec.decode(path), codec.inspect(path).architecture
+    architecture, state = codec.decode_named(path)
     if overrides:
         config = compose(overrides)
         problem = build_problem(config.problem, config.seed)

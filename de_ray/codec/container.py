@@ -18,22 +18,13 @@ from torch import Tensor, nn
 
 from de_ray.codec import symbols as coder
 from de_ray.codec.check import check, check_name
-from de_ray.codec.header import (
-    DamagedFileError,
-    Entry,
-    Reader,
-    read_entries,
-    varint,
-    write_entries,
-)
+from de_ray.codec.header import VERSION, DamagedFileError, Entry, Reader, read_entries, varint, write_entries
 from de_ray.codec.rangecoder import Encoder, start
 from de_ray.codec.raw import raw_bytes, raw_entry, take_raw
 from de_ray.codec.tensor import QuantizedTensor
 
 MAGIC = b"DER"
-VERSION = 2
-READABLE = (1, 2)
-"""Versions differ in the probability model alone."""
+READABLE = (1, VERSION)
 HASH_BYTES = 12
 ELEMENTS_A_BYTE = 22_713
 """The least cost of a decision is log2(1 / (1 - 16 / 65536)) bits, and each element takes one at least."""
@@ -109,7 +100,13 @@ def decode(source: str | Path | bytes) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         DamagedFileError: it is not one of ours, or not what was written.
     """
-    return _decode(_read(source)).state
+    return decode_named(source)[1]
+
+
+def decode_named(source: str | Path | bytes) -> tuple[str, dict[str, Tensor]]:
+    """A file's architecture and state dict; see `decode`."""
+    decoded = _decode(_read(source))
+    return decoded.architecture, decoded.state
 
 
 def symbols_of(source: str | Path | bytes) -> dict[str, np.ndarray]:

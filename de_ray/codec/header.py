@@ -27,6 +27,10 @@ MAX_EXTENT = 2**48
 """Product of a shape's dimensions, empty ones aside: numpy and torch count elements in 63 bits."""
 
 
+VERSION = 2
+"""Of files that are written. Version 1 differs in the probability model alone, and is read."""
+
+
 class DamagedFileError(ValueError):
     """The file is not one of ours, or not the one that was written."""
 

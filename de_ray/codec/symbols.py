@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from de_ray.codec import model, model1
-from de_ray.codec.header import MAX_EXPONENT, DamagedFileError, Entry, entry_of
+from de_ray.codec.header import MAX_EXPONENT, VERSION, DamagedFileError, Entry, entry_of
 from de_ray.codec.rangecoder import Encoder
 from de_ray.codec.tables import LEAST, ONE
 from de_ray.codec.tensor import QuantizedTensor
@@ -18,7 +18,7 @@ def _prior(nonzero: int, size: int) -> int:
     return min(max(nonzero * ONE // max(1, size), LEAST), ONE - LEAST)
 
 
-def decisions(symbols: np.ndarray, entry: Entry, version: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def decisions(symbols: np.ndarray, entry: Entry, version: int = VERSION) -> tuple[np.ndarray, np.ndarray]:
     """Bits and 16-bit probabilities of every decision that codes these symbols.
 
     Args:
@@ -54,7 +54,7 @@ def cost(bits: np.ndarray, probabilities: np.ndarray) -> float:
     return float(-np.log2(np.where(bits == 1, probabilities, ONE - probabilities) / ONE).sum())
 
 
-def parts(tensor: QuantizedTensor, entry: Entry, version: int = 2) -> list[tuple[np.ndarray, np.ndarray]]:
+def parts(tensor: QuantizedTensor, entry: Entry, version: int = VERSION) -> list[tuple[np.ndarray, np.ndarray]]:
     """Decisions of a tensor: of its symbols, and of its row exponents where it has any."""
     found = [decisions(tensor.symbols, entry, version)]
     if entry.exponents is not None:
@@ -113,7 +113,7 @@ def add(encoder: Encoder, found: list[tuple[np.ndarray, np.ndarray]]) -> None:
         encoder.add(bits, probabilities)
 
 
-def take(entry: Entry, words: np.ndarray, state: np.ndarray, version: int = 2) -> QuantizedTensor:
+def take(entry: Entry, words: np.ndarray, state: np.ndarray, version: int = VERSION) -> QuantizedTensor:
     """Decode a tensor from a stream of a version of the format; the state moves on.
 
     Raises:
