@@ -102,7 +102,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
             state.progress = next_progress(evolution, step, state.progress, state.rises)
             rate = None
             if limit is not None or evolution.rate_weight:
-                rate = measure_rate(student, config.quantization)
+                rate = measure_rate(student, config.quantization, priced=evolution.rate_weight > 0)
             if limit is not None:
                 sparsity = aimed_sparsity(rate, limit - overhead(problem), targets.follows_sparsity)
                 targets = Targets(replace(evolution, sparsity=sparsity), problem.layers)

@@ -7,6 +7,7 @@ import numpy as np
 from de_ray import codec
 from de_ray.config import Config, QuantizationConfig
 from de_ray.evolution.rate import RateModel, binary_entropy
+from de_ray.evolution.schedule import Targets
 from de_ray.problem.base import Problem
 from de_ray.quantization.sensitivity import choices_at
 from de_ray.report import BYTES_A_PARAMETER
@@ -22,13 +23,18 @@ def size_limit(problem: Problem, config: Config) -> int | None:
     """Bytes that the file may have; None where that is left open.
 
     Raises:
-        ValueError: not even a file without a single weight would fit.
+        ValueError: not even a file without a single weight would fit, or no layer's sparsity is left to be found.
     """
     limit = config.target_bytes
     if config.target_ratio is not None:
         limit = int(BYTES_A_PARAMETER * sum(p.numel() for p in problem.teacher.parameters()) / config.target_ratio)
-    if limit is not None and limit <= overhead(problem):
-        key = "target_bytes" if config.target_ratio is None else "target_ratio"
+    if limit is None:
+        return None
+    key = "target_bytes" if config.target_ratio is None else "target_ratio"
+    if not Targets(config.evolution, problem.layers).follows_sparsity.any():
+        raise ValueError(f"{key}={getattr(config, key)!r}: expected null, since evolution.targets gives every layer a "
+                         "sparsity of its own")
+    if limit <= overhead(problem):
         raise ValueError(f"{key}={getattr(config, key)!r} allows {limit:,} bytes: expected more than about "
                          f"{overhead(problem):,}, which header and parameters that are never zeroed take")
     return limit
@@ -46,8 +52,14 @@ def nominal(config: QuantizationConfig) -> QuantizationConfig:
         config, bits=min(max(NOMINAL_BITS, config.min_bits), config.max_bits))
 
 
-def measure_rate(student: Student, config: QuantizationConfig) -> RateModel:
-    """Quantize and code each layer as it is, and split its bits into those for places and those for levels."""
+def measure_rate(student: Student, config: QuantizationConfig, priced: bool = True) -> RateModel:
+    """Quantize and code each layer as it is, and split its bits into those for places and those for levels.
+
+    Args:
+        student: as it is.
+        config: of quantization.
+        priced: whether `RateModel.prices` are needed, which take another pass of the coder.
+    """
     weights = [weight.detach().cpu().numpy() for weight in student.weights]
     choices, sizes = choices_at(weights, [layer.name for layer in student.layers], nominal(config))
     symbols = [row[0].symbols(weight) for row, weight in zip(choices, weights, strict=True)]
@@ -57,7 +69,7 @@ def measure_rate(student: Student, config: QuantizationConfig) -> RateModel:
     places = weighed * binary_entropy(survivors / weighed)
     # A dense layer says nothing of what places cost: as much as they would without contexts.
     gains = np.divide(np.maximum(8 * sizes[:, 0] - levels, 0), places, out=np.ones(len(weights)), where=places > 1)
-    prices = tuple(_prices(of, bits) for of, bits in zip(symbols, levels, strict=True))
+    prices = tuple(_prices(of, bits) for of, bits in zip(symbols, levels, strict=True)) if priced else ()
     return RateModel(weighed, survivors, gains, levels / np.maximum(survivors, 1), prices)
 
 

@@ -57,17 +57,16 @@ class Targets:
         self._sizes = np.array([layer.size for layer in layers], np.int64)
         self._bound = np.full(len(layers), config.allocation == "uniform")
         self._densities = np.full(len(layers), 1 - config.sparsity)
-        named: list[int] = []
+        self.follows_sparsity = np.ones(len(layers), bool)
+        """bool [L], False for layers that have a target of their own."""
         for pattern, sparsity in config.targets.items():
             found = [names.index(name) for name in matching(names, pattern)]
             if not found:
                 raise ValueError(f"evolution.targets.{pattern}: no layer has such a name; the layers are "
                                  + ", ".join(names))
             self._bound[found], self._densities[found] = True, 1 - sparsity
-            named += found
+            self.follows_sparsity[found] = False
         self._free_density = 1 - config.sparsity
-        self.follows_sparsity = ~np.isin(np.arange(len(layers)), named)
-        """bool [L], False for layers that have a target of their own."""
 
     def budget(self, progress: float, survivors: Sequence[int]) -> Budget:
         """Zeros to add to come from the present survivors to the numbers due at `progress`.
