@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from de_ray.quantization import pareto
+
 BLUE, ORANGE, GREEN, GREY = "#2f6690", "#d1662a", "#3b8f5a", "#6b7280"
 MOST_PANELS = 12
 """Histograms a figure; the layers with the most survivors where there are more."""
@@ -167,13 +169,10 @@ def _pareto(trials: list[dict], chosen: dict) -> Figure:
     figure = _figure()
     axes = figure.subplots()
     measured = [trial for trial in trials if not math.isnan(_positive([trial["divergence"]])[0])]
-    front: list[dict] = []
-    for trial in sorted(measured, key=lambda trial: (trial["bytes"], trial["divergence"])):
-        if not front or trial["divergence"] < front[-1]["divergence"]:
-            front.append(trial)
+    best = pareto.front(measured, lambda trial: trial["bytes"], lambda trial: trial["divergence"])
     axes.plot([t["bytes"] for t in measured], [t["divergence"] for t in measured], "o", ms=5, mew=0, color=GREY,
               alpha=0.5, label="trials")
-    axes.step([t["bytes"] for t in front], [t["divergence"] for t in front], "o-", ms=5, where="post", color=BLUE,
+    axes.step([t["bytes"] for t in best], [t["divergence"] for t in best], "o-", ms=5, where="post", color=BLUE,
               label="Pareto front")
     axes.plot(chosen["bytes"], chosen["divergence"], "*", ms=15, color=GREEN, mec="white", zorder=3,
               label=f"taken: {_widths(chosen['widths'])}")

@@ -72,12 +72,14 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         folder: of the run, where Tune keeps its results; None: a temporary one.
         limit: bytes that the file may have; None: what `quantization.tolerance` makes of it.
     """
+    curvature = [(c + c[mask].mean() * 1e-2).cpu().numpy() if mask.any() else c.cpu().numpy() for c, mask in
+                 zip(_curvature(problem, config, student), student.masks, strict=True)]
     if limit is None:
-        return _quantize(problem, config, student, pool, folder, None)
+        return _quantize(problem, config, student, pool, folder, curvature, None)
     pruned, allowance, best = student.values(), limit - overhead(problem), None
     for _ in range(ATTEMPTS):
         student.set_values(pruned)
-        found = _quantize(problem, config, student, pool, folder, allowance)
+        found = _quantize(problem, config, student, pool, folder, curvature, allowance)
         size = len(codec.encode(found.tensors, found.raw, problem.architecture))
         # Of files that fit, the largest; of files that do not, the smallest.
         if best is None or (size > limit, abs(size - limit)) < (best[0] > limit, abs(best[0] - limit)):
@@ -94,10 +96,8 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
 
 
 def _quantize(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
-              allowance: int | None) -> Quantized:
+              curvature: list[np.ndarray], allowance: int | None) -> Quantized:
     """See `quantize`; the allowance is in bytes of the layers, before levels are refitted."""
-    curvature = [(c + c[mask].mean() * 1e-2).cpu().numpy() if mask.any() else c.cpu().numpy() for c, mask in
-                 zip(_curvature(problem, config, student), student.masks, strict=True)]
     weights = [weight.detach().cpu().numpy() for weight in student.weights]
     names, settings = [layer.name for layer in problem.layers], config.quantization
     if allowance is not None:

@@ -26,10 +26,15 @@ BATCH = 256
 
 
 class Predictor:
-    """What `mlflow.pyfunc.load_model` wraps."""
+    """What `mlflow.pyfunc.load_model` wraps.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    Args:
+        module: the network.
+        dtype: of the inputs that it was compressed with: networks may take bytes otherwise than numbers.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        self.module, self._dtype = module, dtype
 
     def predict(self, inputs: Any, params: dict | None = None) -> Any:
         """The network's outputs.
@@ -41,8 +46,7 @@ class Predictor:
         Returns:
             Arrays [N, ...], in tuples, lists and dicts as the network has them.
         """
-        array = torch.as_tensor(np.asarray(inputs))
-        array = array.float() if array.is_floating_point() or array.dtype == torch.uint8 else array
+        array = torch.as_tensor(np.asarray(inputs)).to(self._dtype)
         with torch.inference_mode():
             return _joined([self.module(part) for part in array.split(BATCH)])
 
@@ -80,7 +84,8 @@ def _save(problem: Problem, file: Path, module: nn.Module, model: str | None, pa
         warnings.simplefilter("ignore")  # it wants an example beside the signature
         pyfunc.save_model(path, loader_module=__name__, data_path=str(file), mlflow_model=metadata,
                           pip_requirements=here, signature=_signature(problem, module),
-                          model_config={"architecture": problem.architecture, "model": model})
+                          model_config={"architecture": problem.architecture, "model": model,
+                                        "dtype": str(problem.held_out.dtype).removeprefix("torch.")})
 
 
 def _signature(problem: Problem, module: nn.Module) -> Any:
@@ -104,7 +109,7 @@ def _load_pyfunc(path: str, model_config: dict | None = None) -> Predictor:
 
     Args:
         path: of the compressed file.
-        model_config: the architecture, and what builds it where it is the user's own.
+        model_config: the architecture, what builds it where it is the user's own, and the type of inputs.
 
     Raises:
         ValueError: the architecture is not built in and no `model` is given.
@@ -114,4 +119,4 @@ def _load_pyfunc(path: str, model_config: dict | None = None) -> Predictor:
 
     config = model_config or {}
     module = import_model(config["model"]) if config.get("model") else build_architecture(config["architecture"])
-    return Predictor(codec.fill(module.float(), codec.decode(path)))
+    return Predictor(codec.fill(module.float(), codec.decode(path)), getattr(torch, config["dtype"]))

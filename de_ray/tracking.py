@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from mlflow.models import Model
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-__all__ = ["Parent", "Tracker", "flatten", "without_credentials"]
-
 log = logging.getLogger(__name__)
 
 SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",

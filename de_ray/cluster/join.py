@@ -13,6 +13,8 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError
 
+from de_ray.cluster.address import LOCAL, chosen
+
 log = logging.getLogger(__name__)
 
 TOKEN_FILE = ".ray/auth_token"
@@ -36,8 +38,8 @@ def ensure_ray(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
+    address = chosen(address)
+    if address == LOCAL:
         _start()
     else:
         _join(os.environ.get("RAY_ADDRESS") or address if address == "auto" else address)
@@ -47,7 +49,7 @@ def _start() -> None:
     """Ray on this machine alone: no dashboard, no port for Ray Client, and every other port asks for a token."""
     if "RAY_AUTH_MODE" not in os.environ:
         _turn_tokens_on()
-    ray.init(address="local", include_dashboard=False, dashboard_host=LOOPBACK, logging_level=logging.WARNING,
+    ray.init(address=LOCAL, include_dashboard=False, dashboard_host=LOOPBACK, logging_level=logging.WARNING,
              log_to_driver=False)
 
 

@@ -1,8 +1,8 @@
 """Take up a run's place: the cluster, its nodes, the storage."""
 
-import os
 from pathlib import Path
 
+from de_ray.cluster.address import LOCAL, chosen
 from de_ray.cluster.storage import Mirror
 from de_ray.config import Config
 
@@ -20,9 +20,9 @@ def prepare(config: Config, folder: Path) -> Mirror:
         ValueError: nodes or the driver cannot reach what they need.
         OSError: the cluster or the storage cannot be reached.
     """
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     mirror = Mirror(folder, config.cluster.storage)
-    if config.pool.kind == "ray" and address != "local":
+    needed = config.pool.kind == "ray" or config.refit.workers > 1 or config.sweep is not None
+    if needed and chosen(config.cluster.address) != LOCAL:
         # Ray takes seconds to import, and a serial pool must work without it.
         from de_ray.cluster.join import ensure_ray
         from de_ray.cluster.probe import require_ready

@@ -1,8 +1,11 @@
 """Trials of a sweep and their Pareto front."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,16 @@ def make_trial(widths: Sequence[int], payload: int, divergence: float) -> Trial:
     return Trial(tuple(widths), int(payload), float(divergence) if math.isfinite(divergence) else math.inf)
 
 
+def front(items: Iterable[T], cost: Callable[[T], float], loss: Callable[[T], float]) -> list[T]:
+    """Items that no other beats in cost without losing more, by ascending cost; of equal ones the first."""
+    kept: list[T] = []
+    for item in sorted(items, key=lambda item: (cost(item), loss(item))):
+        if not kept or loss(item) < loss(kept[-1]):
+            kept.append(item)
+    return kept
+
+
 def pareto(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that no other beats in bytes without losing in divergence, by ascending bytes; failed ones are out."""
-    front: list[Trial] = []
-    finite = (trial for trial in trials if math.isfinite(trial.divergence))
-    for trial in sorted(finite, key=lambda t: (t.bytes, t.divergence, t.widths)):
-        if not front or trial.divergence < front[-1].divergence:
-            front.append(trial)
-    return front
+    """The front of bytes and divergence; failed trials are out."""
+    finite = sorted((trial for trial in trials if math.isfinite(trial.divergence)), key=lambda trial: trial.widths)
+    return front(finite, lambda trial: trial.bytes, lambda trial: trial.divergence)

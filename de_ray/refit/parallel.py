@@ -62,7 +62,7 @@ class ParallelDistiller:
 
         Raises:
             FloatingPointError: the divergence became NaN or infinite.
-            ray.train.TrainingFailedError: a worker died.
+            ConnectionError: a worker failed; the reason stands in the message.
         """
         if not steps:
             return float("nan")
@@ -77,7 +77,12 @@ class ParallelDistiller:
                                                resources_per_worker=resources),
             torch_config=TorchConfig(backend="nccl" if self._device == "cuda" else "gloo"),
             run_config=train.RunConfig(name="refit", worker_runtime_env={"env_vars": SETTINGS}))
-        trainer.fit()
+        try:
+            trainer.fit()
+        except train.TrainingFailedError as error:
+            raise ConnectionError(f"a worker of refit failed ({str(error).strip().splitlines()[-1]}); the run "
+                                  "continues from its last checkpoint with: python launch.py resume=RUN_FOLDER"
+                                  ) from error
         found = ray.get(outbox.take.remote())
         if isinstance(found, FloatingPointError):
             raise found

@@ -1,0 +1,1 @@
+"""Whole compressions as trials of Ray Tune, compared at equal sparsity."""

@@ -10,8 +10,9 @@ from de_ray.config import Config
 from de_ray.evaluation.members import EvaluationError
 from de_ray.figures import draw_sweep
 from de_ray.problem.base import Problem
+from de_ray.quantization import pareto
 from de_ray.report import print_sweep, write_json
-from de_ray.session import read_report
+from de_ray.results import read_report
 from de_ray.sweep.space import Point, configure, label
 from de_ray.sweep.trial import place
 from de_ray.tracking import Tracker
@@ -90,11 +91,8 @@ def conclude(problem: Problem, config: Config, folder: Path, tracker: Tracker, r
 
 def front(rows: list[dict], lower: bool) -> list[dict]:
     """Trials that no other one beats in both ratio and metric, the largest ratio first."""
-    kept: list[dict] = []
-    for row in sorted(rows, key=lambda row: (-row["ratio"], row["metric"] if lower else -row["metric"])):
-        if not kept or (row["metric"] < kept[-1]["metric"] if lower else row["metric"] > kept[-1]["metric"]):
-            kept.append(row)
-    return kept
+    sign = 1 if lower else -1
+    return pareto.front(rows, lambda row: -row["ratio"], lambda row: sign * row["metric"])
 
 
 def choose(rows: list[dict], teacher: float, lower: bool, tolerance: float) -> dict:

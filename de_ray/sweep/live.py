@@ -12,8 +12,8 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from de_ray.config import Config
+from de_ray.results import REPORT_FILE, STUDENT_FILE, read_report, track_result
 from de_ray.schema import CONFIG_FILE
-from de_ray.session import REPORT_FILE, STUDENT_FILE, read_report, track_result
 from de_ray.sweep.space import Point, label
 from de_ray.sweep.trial import CYCLE, HALVINGS, place
 from de_ray.tracking import Tracker, flatten

@@ -7,11 +7,11 @@ from pathlib import Path
 import ray
 from ray import tune
 
+from de_ray.cluster.join import ensure_ray
 from de_ray.config import Config, TrackingConfig
-from de_ray.evaluation.ray_pool import ensure_ray
 from de_ray.problem.base import Problem
 from de_ray.quantization.sweep import quiet, signals_restored
-from de_ray.session import read_report
+from de_ray.results import read_report
 from de_ray.sweep.conclude import SweepResult, conclude, trial_row
 from de_ray.sweep.live import Watch
 from de_ray.sweep.rungs import EqualSparsity

@@ -11,7 +11,7 @@ from de_ray.evolve import Record
 from de_ray.pipeline import run
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
-from de_ray.session import read_report, save_config, write_result
+from de_ray.results import read_report, save_config, write_result
 from de_ray.sweep.rungs import DIVERGENCE, HALVINGS, crossings, halvings, rungs
 from de_ray.sweep.space import Point, configure
 

@@ -20,9 +20,9 @@ import torch
 from evotorch import Problem as PeerProblem
 from evotorch import SolutionBatch
 
+from de_ray.cluster.join import ensure_ray
 from de_ray.config import PoolConfig
 from de_ray.evaluation.build import build_pool
-from de_ray.evaluation.ray_pool import ensure_ray
 from de_ray.evolution.candidate import ZeroingSet
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem

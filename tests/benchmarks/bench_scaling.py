@@ -17,9 +17,10 @@ import ray
 import torch
 from ray import cloudpickle
 
+from de_ray.cluster.join import ensure_ray
 from de_ray.config import EvolutionConfig, PoolConfig
 from de_ray.evaluation.build import build_pool
-from de_ray.evaluation.ray_pool import RayPool, ensure_ray
+from de_ray.evaluation.ray_pool import RayPool
 from de_ray.evaluation.replica import ReplicaSetup
 from de_ray.evolution.candidate import Candidate, ZeroingSet
 from de_ray.evolution.search import DirectedSearch

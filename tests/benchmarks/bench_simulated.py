@@ -1,8 +1,8 @@
 """How busy one driver keeps many replicas: threads that sleep for a candidate's time stand in for GPUs.
 
-Generations of `DirectedSearch` with racing on are cut into the pool's tasks and handed to idle replicas, two in flight
-each, as the Ray pool does; what is left out is Ray's own messages, which `bench_scaling.py` measures. A replica is busy
-while it sleeps. The last line is one JSON object.
+Generations of `DirectedSearch` with racing on are cut into the pool's tasks, which replicas take from one queue as they
+become idle; what is left out is Ray's own messages, which `bench_scaling.py` measures. A replica is busy while it
+sleeps. The last line is one JSON object.
 
     python tests/benchmarks/bench_simulated.py --replicas 512 --milliseconds 50
 """

@@ -22,8 +22,9 @@ from mlflow import MlflowClient
 from de_ray import codec
 from de_ray.config import Config, EvolutionConfig, TrackingConfig
 from de_ray.problem.build import build_architecture
+from de_ray.redact import without_credentials
 from de_ray.serving import BATCH, Predictor, saver
-from de_ray.tracking import SETTINGS, Tracker, flatten, without_credentials
+from de_ray.tracking import SETTINGS, Tracker, flatten
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,62 @@
+"""What a compression leaves: the files of its folder, and its run in MLflow."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from de_ray.config import Config
+from de_ray.figures import draw_all
+from de_ray.files import write_atomically
+from de_ray.pipeline import Result
+from de_ray.problem.base import Problem
+from de_ray.redact import scrub
+from de_ray.report import write_json
+from de_ray.schema import CONFIG_FILE
+from de_ray.tracking import Tracker
+
+STUDENT_FILE = "student.der"
+REPORT_FILE = "report.json"
+
+
+def track_result(tracker: Tracker, report: dict, written: list[Path]) -> None:
+    """Log what a finished compression is compared by, its layers, the trials of its widths and its files."""
+    tracker.log_metrics(_final_metrics(report), len(report["history"]))
+    layers = report["layers"]
+    tracker.log_table({key: [layer[key] for layer in layers] for key in layers[0]}, "layers.json")
+    for number, trial in enumerate(report["trials"]):
+        with tracker.child(f"widths {number}") as child:
+            child.log_params({"widths": ",".join(map(str, trial["widths"]))})
+            child.log_metrics({"bytes": trial["bytes"], "divergence": trial["divergence"]}, 0)
+    for path in written:
+        tracker.log_artifact(path, "figures" if path.suffix == ".png" else None)
+
+
+def write_result(result: Result, problem: Problem, folder: Path) -> list[Path]:
+    """Write the file, the figures and, at last, the report; returns the paths, the configuration's among them."""
+    file = result.save(folder / STUDENT_FILE)
+    pictures = problem.pictures and problem.pictures({"student": result.student, "decoded file": result.model})
+    figures = draw_all(folder / "figures", result.report, result.survivors, pictures)
+    write_json(folder / REPORT_FILE, result.report)
+    return [file, folder / REPORT_FILE, folder / CONFIG_FILE, *figures]
+
+
+def read_report(folder: Path) -> dict | None:
+    """The report of a finished compression; None where there is none."""
+    path = folder / REPORT_FILE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def save_config(config: Config, folder: Path) -> None:
+    """Write the configuration without the credentials that an address may carry: the file is tracked too."""
+    write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(scrub(asdict(config)))).encode())
+
+
+def _final_metrics(report: dict) -> dict[str, float]:
+    """What runs are compared by."""
+    metrics = {key: report[key] for key in ("sparsity", "ratio", "file_bytes", "bits_per_survivor", "evaluations")}
+    metrics |= {f"divergence_{key}": value for key, value in report["divergence"].items()}
+    for who in ("teacher", "student"):
+        metrics |= {f"{who}_{key}": value for key, value in report[who].items()}
+    return metrics
