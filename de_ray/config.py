@@ -7,7 +7,8 @@ dataclasses. Each field's comment says its unit and its range; `__post_init__` h
 from dataclasses import dataclass, field
 from typing import Any
 
-CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs")
+CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs", "kronecker")
+SURROGATES = ("fisher", "kronecker")
 DIVERGENCES = ("kl", "mse", "cosine")
 AUGMENTATIONS = ("none", "shift")
 DARKNETS = ("yolov3_tiny", "yolov3")
@@ -177,7 +178,7 @@ class EvolutionConfig:
     """How density falls from 1 to its target over the cycles: exponential, linear, cubic, or adaptive (exponential
     with large steps while divergence is flat and small ones when it climbs)."""
     criteria: list[str] = field(default_factory=lambda: ["fisher", "magnitude"])
-    """Saliencies that propose: uniform, magnitude, wanda, fisher, obs."""
+    """Saliencies that propose: uniform, magnitude, wanda, fisher, obs, kronecker."""
     saliency_inputs: int = 2048
     """Unlabelled inputs of a cycle's saliencies, a fresh sample each cycle, >= 1."""
     saliency_batch: int = 64
@@ -186,6 +187,10 @@ class EvolutionConfig:
     """Candidates a generation, >= 1."""
     generations: int = 3
     """Generations a cycle, >= 0; 0 commits the first criterion's top-k set without evaluating any."""
+    oversample: int = 4
+    """Children bred for each that is evaluated, >= 1: the least by `surrogate`'s estimate. 1: no estimates."""
+    surrogate: str = "fisher"
+    """Curvature that estimates children: fisher, the diagonal, or kronecker, which costs more and knows of pairs."""
     elite: int = 2
     """Candidates that survive unchanged, in [1, population]."""
     tournament: int = 3
@@ -218,6 +223,8 @@ class EvolutionConfig:
         require_choice(key + "schedule", self.schedule, ("exponential", "linear", "cubic", "adaptive"))
         for pattern, target in self.targets.items():
             require(0 <= target < 1, f"{key}targets.{pattern}", target, "a number in [0, 1)")
+        require(self.oversample >= 1, key + "oversample", self.oversample, "at least 1")
+        require_choice(key + "surrogate", self.surrogate, SURROGATES)
         require(len(self.criteria) >= 1, key + "criteria", self.criteria, "at least one of " + ", ".join(CRITERIA))
         for criterion in self.criteria:
             require_choice(key + "criteria", criterion, CRITERIA)
@@ -285,7 +292,8 @@ class RefitConfig:
     """How survivors are brought back to the teacher, without labels."""
 
     method: str = "distill"
-    """distill, least_squares (closed form per row) or none."""
+    """distill, least_squares (closed form per row), obs (column by column, for layers whose rows are too long for
+    that) or none."""
     steps: int = 100
     """Distillation steps after each cycle, >= 0."""
     final_steps: int = 2000
@@ -308,10 +316,10 @@ class RefitConfig:
     `device` is one, and evaluators the other half unless `pool.gpus` says otherwise; else `threads` threads. Other
     counts round differently."""
     damping: float = 0.01
-    """Ridge of least squares, as a share of the mean diagonal of the inputs' Gram matrix, > 0."""
+    """Ridge of least_squares and obs, as a share of the mean diagonal of the inputs' Gram matrix, > 0."""
 
     def __post_init__(self) -> None:
-        require_choice("refit.method", self.method, ("distill", "least_squares", "none"))
+        require_choice("refit.method", self.method, ("distill", "least_squares", "obs", "none"))
         require(self.steps >= 0, "refit.steps", self.steps, "0 or more")
         require(self.final_steps >= 0, "refit.final_steps", self.final_steps, "0 or more")
         require(self.batch >= 1, "refit.batch", self.batch, "at least 1")

@@ -12,8 +12,8 @@ import torch
 from de_ray import checkpoint
 from de_ray.config import Config
 from de_ray.evaluation.pool import Pool
+from de_ray.evolution.curvature import SaliencyInputs
 from de_ray.evolution.cycle import breed
-from de_ray.evolution.saliency import SaliencyInputs
 from de_ray.evolution.schedule import Targets, next_progress
 from de_ray.problem.base import Problem
 from de_ray.rate import aimed_sparsity, measure_rate, overhead
@@ -44,6 +44,8 @@ class Record:
     """Candidates evaluated so far."""
     saved_evaluations: int
     """Evaluations on all batches that racing spared in this cycle."""
+    surrogate_correlation: float | None
+    """Of the surrogate's ranks with those by evaluation in this cycle; None where there was no surrogate."""
     seconds: float
     """Since the start of the stage, earlier sittings included."""
     densities: list[float]
@@ -127,7 +129,8 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
                                      "refit.learning_rate or evolution.sparsity, or take more cycles")
         record = Record(step + 1, student.sparsity, divergence,
                         None if found is None or np.isnan(found.divergence) else found.divergence, pool.evaluations,
-                        found.saved_evaluations if found else 0, time.perf_counter() - started,
+                        found.saved_evaluations if found else 0, found.correlation if found else None,
+                        time.perf_counter() - started,
                         [float(mask.float().mean()) for mask in student.masks])
         state.history.append(asdict(record))
         state.done += 1

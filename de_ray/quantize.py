@@ -16,7 +16,7 @@ from de_ray.cluster.storage import location
 from de_ray.codec.tensor import QuantizedTensor
 from de_ray.config import Config, QuantizationConfig
 from de_ray.evaluation.pool import Pool
-from de_ray.evolution.saliency import fisher_diagonal
+from de_ray.evolution.curvature import fisher_diagonal
 from de_ray.evolve import saliency_inputs
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence

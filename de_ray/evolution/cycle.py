@@ -1,17 +1,21 @@
 """One cycle of evolution up to its commit: saliencies, proposals, breeding; the evaluator is passed in."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from de_ray.config import EvolutionConfig
 from de_ray.evolution.candidate import Candidate
+from de_ray.evolution.curvature import SaliencyInputs
 from de_ray.evolution.rate import RateModel
-from de_ray.evolution.saliency import SaliencyInputs, saliencies
+from de_ray.evolution.saliency import saliencies
 from de_ray.evolution.search import DirectedSearch
 from de_ray.evolution.space import Budget, SearchSpace
+from de_ray.evolution.surrogate import build_surrogate
 
+UNEVEN = 2
+"""How much harder than the average row a cycle's zeros may hit one whose weights' order still has to be known."""
 LEAST_PRICE = 0.5
 """Bits. Where nearly all weights survive, one more zero may even cost; it is still to be zeroed some time."""
 Evaluate = Callable[[Sequence[Candidate], Sequence[int], bool], np.ndarray]
@@ -27,6 +31,8 @@ class Bred:
     """Mean over the batches of the last choice; NaN for a baseline, which evaluates nothing."""
     saved_evaluations: int
     """Evaluations on all batches that racing spared."""
+    correlation: float | None
+    """Of the surrogate's ranks with those by evaluation; None without a surrogate."""
 
 
 def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, evaluate: Evaluate, batches: int,
@@ -43,16 +49,26 @@ def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, evalua
         rate: what a candidate's file takes; needed where `config.rate_weight` is not 0.
     """
     masks = [mask.flatten().cpu().numpy() for mask in given.student.masks]
-    scores = saliencies(config.criteria, given)
+    given = replace(given, reach=_reach(budget, masks))
+    known = scores = saliencies(config.criteria, given)
     if config.rate_weight:
         scores = {criterion: [_by_the_bit(s, prices, config) for s, prices in zip(of, rate.prices, strict=True)]
                   for criterion, of in scores.items()}
-    search = DirectedSearch(SearchSpace(scores, masks, budget, config.regrow), config, batches, rng)
+    estimate = None
+    if config.oversample > 1 and config.generations > 1:
+        estimate = build_surrogate(config.surrogate, given, known)
+    search = DirectedSearch(SearchSpace(scores, masks, budget, config.regrow), config, batches, rng, estimate)
     while (request := search.ask()) is not None:
         divergence = evaluate(request.candidates, request.batches, request.screening)
         search.tell(divergence * [_price(candidate, config, rate) for candidate in request.candidates])
     candidate, fitness = search.best()
-    return Bred(candidate, fitness / _price(candidate, config, rate), search.saved_evaluations)
+    return Bred(candidate, fitness / _price(candidate, config, rate), search.saved_evaluations, search.correlation)
+
+
+def _reach(budget: Budget, masks: Sequence[np.ndarray]) -> float:
+    """See `SaliencyInputs.reach`."""
+    zeros = budget.free_total + int(budget.fixed.sum())
+    return min(1.0, max(UNEVEN * zeros, 1) / max(1, sum(int(mask.sum()) for mask in masks)))
 
 
 def _by_the_bit(saliency: np.ndarray, prices: np.ndarray, config: EvolutionConfig) -> np.ndarray:

@@ -38,13 +38,19 @@ def layer_rows(module: nn.Module, inputs: Tensor) -> Tensor:
     return grouped.permute(1, 0, *positions, 2, *kernel).reshape(module.groups, -1, module.weight[0].numel())
 
 
-def layer_grams(student: Student, inputs: Tensor, batch: int) -> list[Tensor]:
+def with_constant(rows: Tensor) -> Tensor:
+    """Vectors [G, P, D] with a 1 at their end, which a bias is multiplied with."""
+    return torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
+
+
+def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = False) -> list[Tensor]:
     """X X^T / (samples times positions) of every layer, float64 [G, D, D].
 
     Args:
         student: its layers' inputs are collected in its present state.
         inputs: [M, ...] unlabelled inputs.
         batch: inputs a pass.
+        biases: whether D counts a constant input, the last, of layers that have a bias.
     """
     grams: list[Tensor | None] = [None] * len(student.layers)
     counts = [0] * len(student.layers)
@@ -52,6 +58,8 @@ def layer_grams(student: Student, inputs: Tensor, batch: int) -> list[Tensor]:
     def collect(index: int):
         def hook(module: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> None:
             rows = layer_rows(module, args[0])
+            if biases and module.bias is not None:
+                rows = with_constant(rows)
             gram = torch.bmm(rows.transpose(1, 2), rows).double()
             grams[index] = gram if grams[index] is None else grams[index] + gram
             counts[index] += rows.shape[1]

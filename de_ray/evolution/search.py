@@ -4,7 +4,8 @@ After Franca-Neto, arXiv:2206.05859, with proposals drawn by saliency. Candidate
 Jamieson & Talwalkar, arXiv:1502.07943): a generation is screened on a few calibration batches, fresh in each
 generation and the same for all of its candidates, and only the better half sees every batch of breeding. The least of
 many measurements flatters its candidate, so the last choice, between the elite and every criterion's plain set, is made
-on batches that breeding has not seen.
+on batches that breeding has not seen. Before all that, a surrogate may choose among more children than are evaluated;
+it is asked as long as it ranked the first generation, which it had no part in choosing, as its evaluation did.
 """
 
 from collections.abc import Generator, Sequence
@@ -16,6 +17,10 @@ from de_ray.config import EvolutionConfig
 from de_ray.evolution.candidate import Candidate, ZeroingSet
 from de_ray.evolution.operators import cross, draw, resize, smallest, swap
 from de_ray.evolution.space import SearchSpace
+from de_ray.evolution.surrogate import Estimate, rank_correlation
+
+LEAST_CORRELATION = 0.3
+"""Rank correlation with evaluation below which a surrogate is not asked."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class DirectedSearch:
         config: operators' rates and the population.
         batches: number of calibration batches.
         rng: source of every draw.
+        estimate: chooses among `config.oversample` times the children that are evaluated; None: children are evaluated
+            as they are bred.
 
     Example:
         while (request := search.ask()) is not None:
@@ -66,8 +73,11 @@ class DirectedSearch:
         best, fitness = search.best()
     """
 
-    def __init__(self, space: SearchSpace, config: EvolutionConfig, batches: int, rng: np.random.Generator) -> None:
-        self._space, self._config, self._rng = space, config, rng
+    def __init__(self, space: SearchSpace, config: EvolutionConfig, batches: int, rng: np.random.Generator,
+                 estimate: Estimate | None = None) -> None:
+        self._space, self._config, self._rng, self._estimate = space, config, rng, estimate
+        self.correlation: float | None = None
+        """Of the estimate's ranks with those by evaluation, over the first generation; None before, or without one."""
         confirming = min(batches - 1, round(config.confirm * batches))
         self._breeding = list(range(batches - confirming))
         self._confirming = list(range(batches - confirming, batches)) or self._breeding
@@ -109,7 +119,7 @@ class DirectedSearch:
         population = yield from self._race(first, spared=len(plain))
         for _ in range(self._config.generations - 1):
             elite = population[:self._config.elite]
-            children = [self._child(population) for _ in range(self._config.population - len(elite))]
+            children = self._children(population, self._config.population - len(elite))
             raced = yield from self._race(children, spared=0)
             population = sorted([*elite, *raced], key=lambda one: one.rank_key)
         finalists = yield from self._evaluate([*population[:self._config.elite], *plain], self._confirming)
@@ -120,6 +130,7 @@ class DirectedSearch:
         if self._screened < len(self._breeding) and len(entrants) > spared + 1:
             some = sorted(self._rng.choice(len(self._breeding), self._screened, replace=False).tolist())
             entrants = yield from self._evaluate(entrants, some, screening=True)
+            self._judge(entrants)
             rest = sorted(entrants[spared:], key=lambda one: one.fitness)
             finalists = (len(rest) + 1) // 2
             self.saved_evaluations += len(rest) - finalists
@@ -127,6 +138,7 @@ class DirectedSearch:
         else:
             out = []
         entrants = yield from self._evaluate(entrants, self._breeding)
+        self._judge(entrants)
         return sorted([*entrants, *out], key=lambda one: one.rank_key)
 
     def _evaluate(self, ones: Sequence[Individual],
@@ -158,6 +170,21 @@ class DirectedSearch:
         return plain + [self._mutate(self._plain(mix)) for mix in mixes]
 
     # Variation.
+
+    def _children(self, population: list[Individual], count: int) -> list[Individual]:
+        """Children to evaluate: those of the least estimate, in the order in which they were bred."""
+        if self._estimate is None or self.correlation is None or self.correlation < LEAST_CORRELATION:
+            return [self._child(population) for _ in range(count)]
+        bred = [self._child(population) for _ in range(self._config.oversample * count)]
+        return [bred[i] for i in smallest(self._estimated(bred), count)]
+
+    def _judge(self, entrants: list[Individual]) -> None:
+        """Compare the estimate with the first evaluation that there is."""
+        if self._estimate is not None and self.correlation is None:
+            self.correlation = rank_correlation(self._estimated(entrants), np.array([one.fitness for one in entrants]))
+
+    def _estimated(self, ones: Sequence[Individual]) -> np.ndarray:
+        return self._estimate([self._candidate(one) for one in ones])
 
     def _child(self, population: list[Individual]) -> Individual:
         first = self._tournament(population)

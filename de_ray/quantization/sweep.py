@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -113,9 +114,6 @@ def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folde
         results = tuner.fit()
     if results.errors:
         raise results.errors[0]
-    if not search.finished:
-        # Tune answers Ctrl-C with the trials so far; going on with them would not be the run that was asked for.
-        raise KeyboardInterrupt
     return search
 
 
@@ -139,11 +137,21 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_restored() -> Iterator[None]:
-    """Undo Tune's signal handlers, which it leaves behind: a later Ctrl-C would be swallowed."""
+    """Undo Tune's signal handlers, which it leaves behind: a later Ctrl-C would be swallowed.
+
+    Raises:
+        KeyboardInterrupt: Tune took a Ctrl-C, which it answers with the trials so far, maybe all of them; going on with
+            them would not be the run that was asked for.
+    """
     names = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     before = {name: signal.getsignal(name) for name in names}
+    installs = (threading.current_thread() is threading.main_thread()
+                and not int(os.environ.get("TUNE_DISABLE_SIGINT_HANDLER", "0")))
     try:
         yield
+        # Tune's handler gives way to the one before it when it is called.
+        if installs and signal.getsignal(signal.SIGINT) is before[signal.SIGINT]:
+            raise KeyboardInterrupt
     finally:
         for name, handler in before.items():
             if signal.getsignal(name) is not handler:

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from de_ray.config import RefitConfig
 from de_ray.problem.base import Problem
+from de_ray.refit.columns import refit_columns
 from de_ray.refit.distill import Distiller
 from de_ray.refit.least_squares import refit_rows
 from de_ray.student import Student
 
-LEAST_SQUARES_INPUTS = 4096
+CLOSED_INPUTS = 4096
 """Inputs of a closed-form refit: several times the number of unknowns of the widest row of a LeNet."""
 
 
@@ -53,19 +54,20 @@ class NoRefit:
         """See `Refit.load_state`."""
 
 
-class LeastSquaresRefit(NoRefit):
+class ClosedRefit(NoRefit):
     """Closed form after each cycle; has no state and nothing left to do at the end."""
 
     def __init__(self, student: Student, problem: Problem, config: RefitConfig) -> None:
         self._student, self._problem, self._config = student, problem, config
+        self._solve = {"least_squares": refit_rows, "obs": refit_columns}[config.method]
         problem.teacher.to(student.weights[0].device)
 
     def after_cycle(self, generator: torch.Generator) -> None:
         """See `Refit.after_cycle`."""
         count = len(self._problem.inputs)
-        indices = torch.randperm(count, generator=generator)[:LEAST_SQUARES_INPUTS]
-        refit_rows(self._problem, self._student, self._problem.inputs[indices], self._config.damping,
-                   self._config.batch)
+        indices = torch.randperm(count, generator=generator)[:CLOSED_INPUTS]
+        self._solve(self._problem, self._student, self._problem.inputs[indices], self._config.damping,
+                    self._config.batch)
 
 
 class DistillRefit:
@@ -103,6 +105,6 @@ def build_refit(student: Student, problem: Problem, config: RefitConfig, threads
     """The configured refit of a student; `threads` are those of each further worker."""
     if config.method == "none":
         return NoRefit()
-    if config.method == "least_squares":
-        return LeastSquaresRefit(student, problem, config)
+    if config.method in ("least_squares", "obs"):
+        return ClosedRefit(student, problem, config)
     return DistillRefit(student, problem, config, threads)

@@ -7,7 +7,7 @@ mean (y - w_S x_S)^2 + ridge |w_S - w_S_now|^2. Layers go front to back, so that
 import torch
 from torch import Tensor, nn
 
-from de_ray.evolution.gram import layer_rows
+from de_ray.evolution.gram import layer_rows, with_constant
 from de_ray.problem.base import Problem
 from de_ray.student import Student
 
@@ -32,7 +32,7 @@ def _collect(problem: Problem, student: Student, name: str, inputs: Tensor, batc
             problem.teacher(part.to(device))
             x = layer_rows(layer, seen["x"]).double()  # [G, P, D]
             if layer.bias is not None:
-                x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+                x = with_constant(x)
             y = seen["y"].double()
             if not isinstance(layer, nn.Linear):
                 y = y.flatten(2).transpose(1, 2)  # [N, positions, R]

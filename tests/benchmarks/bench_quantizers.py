@@ -24,7 +24,7 @@ from de_ray import codec
 from de_ray.config import Config, QuantizationConfig
 from de_ray.device import threads
 from de_ray.evaluation.build import build_pool
-from de_ray.evolution.saliency import fisher_diagonal
+from de_ray.evolution.curvature import fisher_diagonal
 from de_ray.evolve import evolve, saliency_inputs
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem

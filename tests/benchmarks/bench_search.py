@@ -4,8 +4,11 @@ Every method prunes and refits the same teacher on the same inputs, in one proce
 distillation steps, or its cycles where there is no refit, are stretched until it takes as long as directed evolution
 did; clocks count the processor time of the one thread, so that other work on the machine does not count. The last line
 is one JSON object; divergences and metrics are of held-out inputs, medians over the seeds, before quantization.
+`uniform` is the paper's bare method: evolution, with proposals that know nothing of the weights.
 
     python tests/benchmarks/bench_search.py --problem lenet300_mnist --sparsity 0.98 --seeds 0 1 2
+    python tests/benchmarks/bench_search.py --problem lenet5_mnist --sparsity 0.9 --cycles 20 --refit none
+    python tests/benchmarks/bench_search.py --problem lenet5_mnist --sparsity 0.95 --cycles 20 --refit least_squares
 """
 
 import argparse
@@ -24,7 +27,7 @@ from de_ray.problem.measure import measure
 from de_ray.schema import compose
 from de_ray.student import Student
 
-BASELINES = ("random", "magnitude", "wanda", "obs", "fisher")
+BASELINES = ("random", "uniform", "magnitude", "wanda", "obs", "kronecker", "fisher")
 
 
 def prune(problem: Problem, config: Config) -> dict:
@@ -42,7 +45,7 @@ def prune(problem: Problem, config: Config) -> dict:
 
 def stretched(config: Config, factor: float) -> Config:
     """The same configuration with more distillation steps, or more cycles where there are none."""
-    if config.refit.steps == config.refit.final_steps == 0:
+    if config.refit.method != "distill" or config.refit.steps == config.refit.final_steps == 0:
         evolution = dataclasses.replace(config.evolution, cycles=round(config.evolution.cycles * factor))
         return dataclasses.replace(config, evolution=evolution)
     refit = dataclasses.replace(config.refit, steps=round(config.refit.steps * factor),
@@ -56,7 +59,8 @@ def compare(arguments: argparse.Namespace, seed: int) -> dict[str, dict]:
         return compose([f"problem={arguments.problem}", f"evolution={method}",
                         f"evolution.sparsity={arguments.sparsity}", f"evolution.cycles={arguments.cycles}",
                         f"refit.steps={arguments.steps}", f"refit.final_steps={arguments.final_steps}",
-                        "refit.learning_rate=2e-3", "pool=serial", f"seed={seed}"])
+                        f"refit={arguments.refit}", "refit.learning_rate=2e-3", "pool=serial", f"seed={seed}",
+                        *arguments.override])
 
     problem = build_problem(configured("directed").problem, seed)
     found = {"directed": prune(problem, configured("directed"))}
@@ -75,19 +79,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problem", default="lenet300_mnist")
     parser.add_argument("--sparsity", type=float, default=0.98)
+    parser.add_argument("--refit", default="distill", choices=("distill", "least_squares", "obs", "none"))
     parser.add_argument("--cycles", type=int, default=60)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--final-steps", type=int, default=6000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=list(BASELINES), choices=BASELINES)
+    parser.add_argument("--override", nargs="+", default=[], help="of every method's configuration")
     arguments = parser.parse_args()
     rows = [compare(arguments, seed) for seed in arguments.seeds]
     names = list(dict.fromkeys(name for found in rows for name in found))
     medians = {name: {key: statistics.median(found[name][key] for found in rows if name in found)
                       for key in rows[0]["directed"]} for name in names}
     best = min(row["divergence"] for name, row in medians.items() if name != "directed")
-    print(json.dumps({"problem": arguments.problem, "sparsity": arguments.sparsity, "seeds": arguments.seeds,
-                      "methods": medians, "directed_over_best_baseline": medians["directed"]["divergence"] / best}))
+    print(json.dumps({"problem": arguments.problem, "sparsity": arguments.sparsity, "refit": arguments.refit,
+                      "seeds": arguments.seeds, "methods": medians,
+                      "directed_over_best_baseline": medians["directed"]["divergence"] / best}))
 
 
 if __name__ == "__main__":

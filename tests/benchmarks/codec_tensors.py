@@ -18,7 +18,7 @@ import torch
 
 from de_ray.codec.container import symbols_of
 from de_ray.evolution.gram import layer_grams
-from de_ray.evolution.saliency import OBS_DAMPING
+from de_ray.evolution.obs import damped
 from de_ray.problem.build import build_problem
 from de_ray.schema import compose
 from de_ray.student import Student
@@ -57,9 +57,9 @@ def obs(weight: np.ndarray, gram: np.ndarray, sparsity: float, steps: int = 1) -
         steps: between which survivors are refitted.
     """
     rows = weight.reshape(len(weight), -1).astype(np.float64)
-    damped = gram + OBS_DAMPING * max(np.diag(gram).mean(), 1e-30) * np.eye(len(gram))
-    wanted = rows @ damped  # [R, D]: what survivors are to reproduce
-    score = 1 / np.diag(np.linalg.inv(damped))
+    hessian = damped(torch.from_numpy(gram)).numpy()
+    wanted = rows @ hessian  # [R, D]: what survivors are to reproduce
+    score = 1 / np.diag(np.linalg.inv(hessian))
     pruned = rows
     for step in range(1, steps + 1):
         keep = max(1, round(rows.size * (1 - sparsity) ** (step / steps)))
@@ -69,7 +69,7 @@ def obs(weight: np.ndarray, gram: np.ndarray, sparsity: float, steps: int = 1) -
         for row, chosen in enumerate(alive):
             at = np.flatnonzero(chosen)
             if len(at):
-                pruned[row, at] = np.linalg.solve(damped[np.ix_(at, at)], wanted[row, at])
+                pruned[row, at] = np.linalg.solve(hessian[np.ix_(at, at)], wanted[row, at])
     return pruned.reshape(weight.shape)
 
 

@@ -168,12 +168,13 @@ def test_ctrl_c_leaves_a_run_that_continues_to_the_same_file_and_no_processes(se
     process = start(folder, REPOSITORY / "launch.py", "pool.actors=2", "tracking.enabled=false", "hydra.run.dir=broken",
                     *QUICK)
     deadline = time.monotonic() + 120
-    while not list((folder / "broken/checkpoint").glob("step-*")) and time.monotonic() < deadline:
+    while not replicas_of(folder) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert replicas_of(folder)
+    while not list((folder / "broken/checkpoint").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 130, out + err
     assert "resume=" in out and not (folder / "broken/student.der").exists()
     assert not replicas_of(folder)
     launch(folder, "resume=broken")

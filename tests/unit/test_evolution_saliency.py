@@ -7,7 +7,8 @@ from torch import nn
 
 from de_ray.config import CRITERIA
 from de_ray.evolution.candidate import ZeroingSet
-from de_ray.evolution.saliency import SaliencyInputs, fisher_diagonal, saliencies
+from de_ray.evolution.curvature import SaliencyInputs, fisher_diagonal
+from de_ray.evolution.saliency import saliencies
 from de_ray.problem.custom import problem_from_model
 from de_ray.student import Student
 from tests.networks import branchy_problem

@@ -1,5 +1,6 @@
 import logging
 import math
+import signal
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from de_ray.quantization.goal import WithinBytes, WithinDivergence
 from de_ray.quantization.pareto import Trial, make_trial, pareto
 from de_ray.quantization.search import WidthSearch
 from de_ray.quantization.sensitivity import sensitivity
-from de_ray.quantization.sweep import fixed, sweep, tolerated
+from de_ray.quantization.sweep import fixed, signals_restored, sweep, tolerated
 from de_ray.quantization.table import SensitivityTable
 from de_ray.quantization.tune_searcher import RoundSearcher
 
@@ -247,3 +248,25 @@ def test_one_trial_is_enough(weights, tmp_path):
 def test_processes_of_trials_import_no_torch():
     code = "import sys, de_ray.quantization.trial, de_ray.quantization.choice; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def as_tune_does(interrupted):
+    """Take the signal, and give way to the handler before once it has come."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, before))
+    if interrupted:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_ctrl_c_that_tune_took_is_raised_though_all_trials_may_be_there():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), signals_restored():
+        as_tune_does(interrupted=True)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_tunes_handlers_do_not_outlive_it():
+    before = signal.getsignal(signal.SIGINT)
+    with signals_restored():
+        as_tune_does(interrupted=False)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,43 @@
+"""Refit by Optimal Brain Surgeon's columns: the teacher's rows, pruned by the student's masks, make up for what went.
+
+Least squares solves each row's survivors exactly, in a third of their number cubed; this takes half the square of a
+row's length whatever survives, for layers whose rows have thousands of weights.
+"""
+
+import torch
+from torch import Tensor
+
+from de_ray.evolution.gram import layer_grams
+from de_ray.evolution.obs import damped, settle_columns, upper_factor
+from de_ray.problem.base import Problem
+from de_ray.student import Student
+
+
+def refit_columns(problem: Problem, student: Student, inputs: Tensor, damping: float, batch: int) -> None:
+    """Replace every layer's survivors and biases in place, by the inputs that the student's layers have now.
+
+    Args:
+        problem: gives the teacher's weights.
+        student: masks are held.
+        inputs: [M, ...] unlabelled inputs.
+        damping: ridge, as a share of the Gram matrix's mean diagonal, > 0.
+        batch: inputs a pass.
+    """
+    grams = layer_grams(student, inputs, batch, biases=True)
+    for layer, weight, mask, gram in zip(student.layers, student.weights, student.masks, grams, strict=True):
+        theirs, ours = (module.get_submodule(layer.name) for module in (problem.teacher, student.module))
+        rows = theirs.weight.detach().to(weight.device).reshape(len(gram), -1, weight[0].numel())  # [G, R / G, D]
+        alive = mask.reshape(rows.shape)
+        if ours.bias is not None:  # the last column to be settled, which makes up for what no weight could
+            bias = theirs.bias.detach().to(weight.device).reshape(*rows.shape[:2], 1)
+            rows, alive = torch.cat([rows, bias], -1), torch.cat([alive, torch.ones_like(alive[..., :1])], -1)
+        settled = torch.stack([_pruned(*of) for of in zip(rows.double(), alive, damped(gram, damping), strict=True)])
+        weight.data.copy_(settled[..., :weight[0].numel()].reshape(weight.shape))
+        if ours.bias is not None:
+            ours.bias.data.copy_(settled[..., -1].flatten())
+
+
+def _pruned(rows: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
+    """Rows [R, D] with zeros where the mask is False."""
+    alive = mask.T.contiguous()
+    return settle_columns(rows, upper_factor(hessian), lambda column, values: torch.where(alive[column], values, 0.0))
