@@ -353,6 +353,9 @@ class QuantizationConfig:
     student's; > 0."""
     negligible: float = 1e-3
     """A divergence that does not matter, in the divergence's unit, >= 0: `tolerance` is relative to no less."""
+    feedback: bool = True
+    """Whether survivors that are still to be rounded make up for the errors of those that have been, by the layer's
+    inputs, once widths are chosen."""
     trials: int = 16
     """Trials of the sweep, >= 1, the warm starts included."""
     refit_steps: int = 500

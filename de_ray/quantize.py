@@ -21,6 +21,7 @@ from de_ray.evolve import saliency_inputs
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
 from de_ray.quantization.biases import quantize_biases
+from de_ray.quantization.feedback import feed_back
 from de_ray.quantization.goal import WithinBytes
 from de_ray.quantization.pareto import Trial
 from de_ray.quantization.refit import refit_levels
@@ -117,6 +118,9 @@ def _quantize(problem: Problem, config: Config, student: Student, pool: Pool, fo
         # Trials in other processes evaluate through a client, which the pool does not see.
         pool.evaluations = evaluations + len(trials)
         chosen = goal.pick(trials)
+    if settings.feedback:
+        given = saliency_inputs(problem, config, student, -1)
+        feed_back(student, table.candidate(chosen.widths), given.inputs, given.batch)
     layers = refit_levels(Objective(problem, config.refit, student.weights[0].device), student,
                           table.candidate(chosen.widths), config.quantization.refit_steps,
                           config.quantization.learning_rate, config.refit.relative,

@@ -1,10 +1,15 @@
 """Gram matrices of layer inputs: X X^T over samples and positions, one matrix a group of channels."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from de_ray.student import Student
+
+PART_BYTES = 2**30
+"""Of Gram matrices that are held at a time: those of a large network's layers would take several times as much."""
 
 
 def layer_rows(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -43,17 +48,20 @@ def with_constant(rows: Tensor) -> Tensor:
     return torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
 
 
-def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = False) -> list[Tensor]:
-    """X X^T / (samples times positions) of every layer, float64 [G, D, D].
+def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = False,
+                only: Sequence[int] | None = None) -> list[Tensor]:
+    """X X^T / (samples times positions) of layers, float64 [G, D, D].
 
     Args:
         student: its layers' inputs are collected in its present state.
         inputs: [M, ...] unlabelled inputs.
         batch: inputs a pass.
         biases: whether D counts a constant input, the last, of layers that have a bias.
+        only: indices of the layers; None: all.
     """
-    grams: list[Tensor | None] = [None] * len(student.layers)
-    counts = [0] * len(student.layers)
+    layers = range(len(student.layers)) if only is None else only
+    grams: dict[int, Tensor] = {}
+    counts = dict.fromkeys(layers, 0)
 
     def collect(index: int):
         def hook(module: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> None:
@@ -61,12 +69,11 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
             if biases and module.bias is not None:
                 rows = with_constant(rows)
             gram = torch.bmm(rows.transpose(1, 2), rows).double()
-            grams[index] = gram if grams[index] is None else grams[index] + gram
+            grams[index] = grams[index] + gram if index in grams else gram
             counts[index] += rows.shape[1]
         return hook
 
-    hooks = [student.module.get_submodule(layer.name).register_forward_hook(collect(i))
-             for i, layer in enumerate(student.layers)]
+    hooks = [student.module.get_submodule(student.layers[i].name).register_forward_hook(collect(i)) for i in layers]
     try:
         with torch.no_grad():
             for part in inputs.split(batch):
@@ -74,4 +81,19 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
     finally:
         for hook in hooks:
             hook.remove()
-    return [gram / count for gram, count in zip(grams, counts, strict=True)]
+    return [grams[index] / counts[index] for index in layers]
+
+
+def grams_in_parts(student: Student, inputs: Tensor, batch: int, biases: bool = False) -> Iterator[tuple[int, Tensor]]:
+    """Each layer's index and Gram matrix, in as many passes over the inputs as keep `PART_BYTES`; see `layer_grams`."""
+    part: list[int] = []
+    held = 0
+    for index, weight in enumerate(student.weights):
+        groups = getattr(student.module.get_submodule(student.layers[index].name), "groups", 1)
+        size = 8 * groups * weight[0].numel() ** 2
+        if part and held + size > PART_BYTES:
+            yield from zip(part, layer_grams(student, inputs, batch, biases, part), strict=True)
+            part, held = [], 0
+        part.append(index)
+        held += size
+    yield from zip(part, layer_grams(student, inputs, batch, biases, part), strict=True)

@@ -51,7 +51,7 @@ class LevelChoice:
         weight = np.asarray(weight, np.float32)
         scaled = weight
         if self.row_exponents is not None:
-            scaled = weight / self._scales().reshape(-1, *[1] * (weight.ndim - 1))
+            scaled = weight / self.scales.reshape(-1, *[1] * (weight.ndim - 1))
         symbols = np.searchsorted(self.boundaries, scaled).astype(np.int32) - np.int32(self.negatives)
         symbols[weight == 0] = 0
         return symbols
@@ -81,11 +81,13 @@ class LevelChoice:
         if self.row_exponents is None:
             values = on_device(self.table)[torch.bucketize(weight, on_device(self.boundaries))]
         else:
-            scales = on_device(self._scales()).reshape(-1, *[1] * (weight.ndim - 1))
+            scales = on_device(self.scales).reshape(-1, *[1] * (weight.ndim - 1))
             values = on_device(self.table)[torch.bucketize(weight / scales, on_device(self.boundaries))] * scales
         return torch.where(weight == 0, 0.0, values)
 
-    def _scales(self) -> np.ndarray:
+    @property
+    def scales(self) -> np.ndarray:
+        """float32 [R], of rows; only where there are row exponents."""
         from de_ray.quantization.scales import row_scales
 
         return row_scales(self.row_exponents)

@@ -7,7 +7,7 @@ row's length whatever survives, for layers whose rows have thousands of weights.
 import torch
 from torch import Tensor
 
-from de_ray.evolution.gram import layer_grams
+from de_ray.evolution.gram import grams_in_parts
 from de_ray.evolution.obs import damped, settle_columns, upper_factor
 from de_ray.problem.base import Problem
 from de_ray.student import Student
@@ -23,18 +23,22 @@ def refit_columns(problem: Problem, student: Student, inputs: Tensor, damping: f
         damping: ridge, as a share of the Gram matrix's mean diagonal, > 0.
         batch: inputs a pass.
     """
-    grams = layer_grams(student, inputs, batch, biases=True)
-    for layer, weight, mask, gram in zip(student.layers, student.weights, student.masks, grams, strict=True):
+    found = {}
+    for index, gram in grams_in_parts(student, inputs, batch, biases=True):
+        layer, weight, mask = student.layers[index], student.weights[index], student.masks[index]
         theirs, ours = (module.get_submodule(layer.name) for module in (problem.teacher, student.module))
         rows = theirs.weight.detach().to(weight.device).reshape(len(gram), -1, weight[0].numel())  # [G, R / G, D]
         alive = mask.reshape(rows.shape)
         if ours.bias is not None:  # the last column to be settled, which makes up for what no weight could
             bias = theirs.bias.detach().to(weight.device).reshape(*rows.shape[:2], 1)
             rows, alive = torch.cat([rows, bias], -1), torch.cat([alive, torch.ones_like(alive[..., :1])], -1)
-        settled = torch.stack([_pruned(*of) for of in zip(rows.double(), alive, damped(gram, damping), strict=True)])
+        groups = zip(rows.double(), alive, damped(gram, damping), strict=True)
+        found[index] = torch.stack([_pruned(*group) for group in groups])
+    for index, settled in found.items():  # once all inputs have been seen as they were
+        weight, bias = student.weights[index], student.module.get_submodule(student.layers[index].name).bias
         weight.data.copy_(settled[..., :weight[0].numel()].reshape(weight.shape))
-        if ours.bias is not None:
-            ours.bias.data.copy_(settled[..., -1].flatten())
+        if bias is not None:
+            bias.data.copy_(settled[..., -1].flatten())
 
 
 def _pruned(rows: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
