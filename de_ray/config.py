@@ -520,6 +520,9 @@ class Config:
     threads: int = 1
     """CPU threads of refit, >= 1. Part of the result: other counts may round differently. More pay for large networks;
     for small ones threads wait for each other longer than they compute."""
+    start: str | None = None
+    """A compressed file of the same teacher, whose student evolves further, in place of the teacher's own weights. The
+    schedule goes on from its density; weights that return have the teacher's values."""
     resume: str | None = None
     """The folder of an interrupted run, or its mirror (s3://...), to be continued to the same file. Overrides of
     `cluster` are taken beside it, no others."""

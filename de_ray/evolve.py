@@ -14,7 +14,7 @@ from de_ray.config import Config
 from de_ray.evaluation.pool import Pool
 from de_ray.evolution.curvature import SaliencyInputs
 from de_ray.evolution.cycle import breed
-from de_ray.evolution.schedule import Targets, next_progress
+from de_ray.evolution.schedule import Targets, next_progress, progress_at
 from de_ray.problem.base import Problem
 from de_ray.rate import aimed_sparsity, measure_rate, overhead
 from de_ray.refit.build import Refit, build_refit
@@ -77,7 +77,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     Args:
         problem: what is compressed.
         config: the whole configuration.
-        student: a fresh copy of the teacher.
+        student: a copy of the teacher, or an earlier student.
         pool: replicas of the student.
         folder: of the run, for checkpoints; one found there is continued. None: no checkpoints.
         fingerprint: what must be equal for a checkpoint to be continued.
@@ -96,6 +96,8 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     everything = range(pool.batches)
     started = time.perf_counter() - (state.history[-1]["seconds"] if state.history else 0.0)
     divergence = state.history[-1]["divergence"] if state.history else 0.0
+    if not state.done and student.sparsity:
+        state.progress = progress_at(evolution.schedule, 1 - student.sparsity, 1 - evolution.sparsity)
     while state.done < total:
         step = state.done
         found = None

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from de_ray import codec
@@ -66,8 +67,10 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     device = resolve_device(config.device)
     problem.teacher.to(device)
     with threads(config.threads):
-        student = Student(problem.teacher, problem.layers, device)
+        student = _student(problem, config, device)
         with build_pool(problem, _pool_config(config, device.type), student, str(device)) as pool:
+            if config.start is not None:
+                pool.load(student)
             with clock.stage("evolve"):
                 history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record, limit)
             pruned = measure(problem, student.module)
@@ -90,6 +93,16 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     report |= {**evaluated, "target_bytes": limit, "seconds": clock.seconds, "seed": config.seed,
                "versions": versions()}
     return Result(data, report, student.module, decoded.cpu(), _survivors(problem, weights, quantized))
+
+
+def _student(problem: Problem, config: Config, device: torch.device) -> Student:
+    student = Student(problem.teacher, problem.layers, device)
+    if config.start is not None:
+        try:
+            student.start_from(codec.decode(config.start))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"start={config.start!r}: {error}; expected a compressed file of this teacher") from error
+    return student
 
 
 def _pool_config(config: Config, device: str) -> PoolConfig:

@@ -41,6 +41,27 @@ class Student:
         """Share of zeroed weights among those that may be zeroed."""
         return 1 - self.survivors / sum(layer.size for layer in self.layers)
 
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Take over an earlier student of the same network; what is zero in it has been zeroed.
+
+        Args:
+            state: a state dict of the module; its weights may be quantized.
+
+        Raises:
+            ValueError: it is of another network, or holds NaN.
+        """
+        own = self.module.state_dict()
+        if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
+            odd = sorted(name for name in {*own, *state}
+                         if name not in own or name not in state or own[name].shape != state[name].shape)
+            raise ValueError(f"not a student of this network: {', '.join(odd[:4])} differ in name or shape")
+        if not all(value.isfinite().all() for value in state.values() if value.is_floating_point()):
+            raise ValueError("a student with NaN or infinite values")
+        for weight, mask, dormant, layer in zip(self.weights, self.masks, self.dormant, self.layers, strict=True):
+            mask.copy_(state[layer.parameter] != 0)
+            dormant.copy_(torch.where(mask, 0.0, weight))
+        self.module.load_state_dict(state)
+
     def commit(self, candidate: Candidate) -> None:
         """Carry out a candidate's zeroing sets for good."""
         for change in candidate:

@@ -40,6 +40,15 @@ def density_at(schedule: str, progress: float, target: float) -> float:
     return target ** progress
 
 
+def progress_at(schedule: str, density: float, target: float) -> float:
+    """Share of the way at which a density has been reached, in [0, 1); as near to 1 as is worth it below `target`."""
+    low, high = 0.0, 1.0
+    for _ in range(50):  # halves the interval below float64's resolution
+        middle = (low + high) / 2
+        low, high = (middle, high) if density_at(schedule, middle, target) > density else (low, middle)
+    return min(low, 1 - 1e-9)
+
+
 class Targets:
     """Survivors that a configuration asks for: a number for each bound layer, one number for all other layers.
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from de_ray.config import EvolutionConfig
-from de_ray.evolution.schedule import Targets, density_at, next_progress
+from de_ray.evolution.schedule import Targets, density_at, next_progress, progress_at
 from de_ray.problem.base import Layer
 
 LAYERS = (Layer("conv", (10, 10)), Layer("fc1", (30, 10)), Layer("fc2", (10, 60)))
@@ -54,3 +54,11 @@ def test_a_layers_own_target_binds_it_and_leaves_the_others_to_evolution():
 def test_a_target_for_a_layer_that_does_not_exist_names_those_that_do():
     with pytest.raises(ValueError, match=r"targets.nope.*conv, fc1, fc2"):
         Targets(EvolutionConfig(targets={"nope": 0.5}), LAYERS)
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "linear", "cubic"])
+@pytest.mark.parametrize("progress", [0.0, 0.3, 0.9])
+def test_the_way_that_a_density_has_come_is_found_again(schedule, progress):
+    found = progress_at(schedule, density_at(schedule, progress, 0.1), 0.1)
+    assert found == pytest.approx(progress, abs=1e-6)
+    assert 0.99 < progress_at(schedule, 0.05, 0.1) < 1  # below its end

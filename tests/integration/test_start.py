@@ -1,0 +1,71 @@
+"""Evolution that goes on from an earlier file."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from de_ray.codec import decode
+from de_ray.config import Config, EvolutionConfig, PoolConfig, QuantizationConfig, RefitConfig
+from de_ray.evolution.candidate import ZeroingSet
+from de_ray.pipeline import run
+from de_ray.student import Student
+from tests.networks import branchy_problem, mlp_problem
+
+CONFIG = Config(
+    evolution=EvolutionConfig(sparsity=0.5, cycles=3, population=4, generations=2, regrow=0.0),
+    pool=PoolConfig(kind="serial"), refit=RefitConfig(steps=10, final_steps=10, batch=32),
+    quantization=QuantizationConfig(bits=4, refit_steps=10))
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    path = tmp_path_factory.mktemp("start") / "first.der"
+    result = run(mlp_problem(), CONFIG)
+    return result.save(path), result
+
+
+def test_a_run_that_starts_from_a_file_zeroes_more_of_it_and_brings_nothing_back(first):
+    path, result = first
+    further = run(mlp_problem(), replace(CONFIG, start=str(path), evolution=replace(CONFIG.evolution, sparsity=0.8)))
+    rises = [record["sparsity"] for record in further.report["history"][:3]]
+    assert 0.5 < rises[0] < rises[1] < rises[2] == pytest.approx(0.8, abs=0.01)
+    before, after = decode(path), decode(further.data)
+    for name in ("0.weight", "2.weight"):
+        assert not ((before[name] == 0) & (after[name] != 0)).any()
+    assert further.report["ratio"] > result.report["ratio"]
+
+
+def test_zeroed_weights_of_a_file_return_with_the_teachers_values(first):
+    problem, state = mlp_problem(), decode(first[0])
+    student = Student(problem.teacher, problem.layers)
+    student.start_from(state)
+    zeroed = (state["0.weight"] == 0).flatten().nonzero().flatten()[:5]
+    student.commit((ZeroingSet(0, np.empty(0, np.int64), zeroed.numpy()),))
+    found, teacher = student.module.state_dict(), problem.teacher.state_dict()
+    assert torch.equal(found["0.weight"].flatten()[zeroed], teacher["0.weight"].flatten()[zeroed])
+    assert torch.equal(found["2.weight"], state["2.weight"])
+
+
+@pytest.mark.parametrize("problem", [branchy_problem, mlp_problem])
+def test_a_start_that_is_no_student_of_the_teacher_is_one_clear_error(problem, first, tmp_path):
+    other = tmp_path / "other.der"
+    if problem is branchy_problem:
+        other = first[0]
+    else:
+        other.write_bytes(b"no file of ours")
+    with pytest.raises(ValueError, match=r"start=.*(differ in name or shape|not a).*; expected a compressed file"):
+        run(problem(), replace(CONFIG, start=str(other)))
+
+
+def test_a_start_that_is_missing_is_one_clear_error():
+    with pytest.raises(ValueError, match="start='absent.der': .*expected a compressed file of this teacher"):
+        run(mlp_problem(), replace(CONFIG, start="absent.der"))
+
+
+def test_a_student_takes_over_what_a_file_holds(first):
+    path, result = first
+    state = decode(path)
+    for name, value in result.student.state_dict().items():
+        assert torch.equal(value, state[name])
