@@ -353,9 +353,9 @@ class QuantizationConfig:
     student's; > 0."""
     negligible: float = 1e-3
     """A divergence that does not matter, in the divergence's unit, >= 0: `tolerance` is relative to no less."""
-    feedback: bool = True
-    """Whether survivors that are still to be rounded make up for the errors of those that have been, by the layer's
-    inputs, once widths are chosen."""
+    feedback_bits: int = 2
+    """Widest layers, in 0..8, in which survivors that are still to be rounded make up for the errors of those that have
+    been, once widths are chosen. Of wider ones the refit of levels does as well, in a smaller file; without it, 8."""
     trials: int = 16
     """Trials of the sweep, >= 1, the warm starts included."""
     refit_steps: int = 500
@@ -375,6 +375,7 @@ class QuantizationConfig:
         require(self.rate_weight >= 0, key + "rate_weight", self.rate_weight, "0 or more")
         require(self.tolerance > 0, key + "tolerance", self.tolerance, "a number above 0")
         require(self.negligible >= 0, key + "negligible", self.negligible, "0 or more")
+        require(0 <= self.feedback_bits <= 8, key + "feedback_bits", self.feedback_bits, "a whole number in 0..8")
         require(self.trials >= 1, key + "trials", self.trials, "at least 1")
         require(self.refit_steps >= 0, key + "refit_steps", self.refit_steps, "0 or more")
         require(self.learning_rate > 0, key + "learning_rate", self.learning_rate, "a number above 0")

@@ -118,9 +118,10 @@ def _quantize(problem: Problem, config: Config, student: Student, pool: Pool, fo
         # Trials in other processes evaluate through a client, which the pool does not see.
         pool.evaluations = evaluations + len(trials)
         chosen = goal.pick(trials)
-    if settings.feedback:
+    coarse = [choice for choice in table.candidate(chosen.widths) if choice.bits <= settings.feedback_bits]
+    if coarse:
         given = saliency_inputs(problem, config, student, -1)
-        feed_back(student, table.candidate(chosen.widths), given.inputs, given.batch)
+        feed_back(student, coarse, given.inputs, given.batch)
     layers = refit_levels(Objective(problem, config.refit, student.weights[0].device), student,
                           table.candidate(chosen.widths), config.quantization.refit_steps,
                           config.quantization.learning_rate, config.refit.relative,

@@ -84,11 +84,13 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
     return [grams[index] / counts[index] for index in layers]
 
 
-def grams_in_parts(student: Student, inputs: Tensor, batch: int, biases: bool = False) -> Iterator[tuple[int, Tensor]]:
-    """Each layer's index and Gram matrix, in as many passes over the inputs as keep `PART_BYTES`; see `layer_grams`."""
+def grams_in_parts(student: Student, inputs: Tensor, batch: int, biases: bool = False,
+                   only: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Layers' indices and Gram matrices, in as many passes over the inputs as keep `PART_BYTES`; see `layer_grams`."""
     part: list[int] = []
     held = 0
-    for index, weight in enumerate(student.weights):
+    for index in range(len(student.layers)) if only is None else only:
+        weight = student.weights[index]
         groups = getattr(student.module.get_submodule(student.layers[index].name), "groups", 1)
         size = 8 * groups * weight[0].numel() ** 2
         if part and held + size > PART_BYTES:

@@ -22,21 +22,22 @@ def feed_back(student: Student, choices: Sequence[LevelChoice], inputs: Tensor, 
 
     Args:
         student: its layers' inputs are taken before any of them is moved.
-        choices: one a layer.
+        choices: of the layers that are to be moved.
         inputs: [M, ...] unlabelled inputs.
         batch: inputs a pass.
     """
-    moved = list(student.weights)
-    for index, gram in grams_in_parts(student, inputs, batch):
-        weight, choice = student.weights[index], choices[index]
+    moved = {}
+    by_layer = {choice.layer: choice for choice in choices}
+    for index, gram in grams_in_parts(student, inputs, batch, only=sorted(by_layer)):
+        weight, choice = student.weights[index], by_layer[index]
         rows = weight.detach().reshape(len(gram), -1, gram.shape[-1]).double()  # [G, R / G, D]
         scales = choice.scales if choice.row_exponents is not None else np.ones(len(weight), np.float32)
         groups = zip(rows, student.masks[index].reshape(rows.shape), damped(gram),
                      torch.from_numpy(scales).to(weight.device).double().reshape(rows.shape[:2]), strict=True)
         latents = torch.stack([_latents(choice, *group) for group in groups])
         moved[index] = latents.reshape(weight.shape).to(weight.dtype)
-    for weight, latents in zip(student.weights, moved, strict=True):
-        weight.data.copy_(latents)
+    for index, latents in moved.items():
+        student.weights[index].data.copy_(latents)
 
 
 def _latents(choice: LevelChoice, rows: Tensor, alive: Tensor, hessian: Tensor, scales: Tensor) -> Tensor:

@@ -60,6 +60,15 @@ def test_rounding_with_feedback_leaves_less_error_of_every_layers_outputs(make, 
         assert (weight[~mask] == 0).all()
 
 
+def test_layers_without_a_choice_stay_where_they_are():
+    problem = branchy_problem()
+    student = pruned(problem)
+    before = [weight.clone() for weight in student.weights]
+    feed_back(student, [choice(2)], problem.inputs, 16)
+    assert [torch.equal(old, new) for old, new in zip(before, student.weights, strict=True)] == [
+        True, True, False, True, True]
+
+
 def test_weights_that_are_levels_stay_where_they_are():
     problem = mlp_problem()
     student = pruned(problem)
