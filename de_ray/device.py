@@ -50,7 +50,7 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
 
 
 def warn_of_precision(key: str, name: str, device: torch.device) -> None:
-    """Say so where `precision` will have no effect.
+    """Say so where `precision` will have no effect, or the opposite one.
 
     Args:
         key: of the configuration.
@@ -59,6 +59,15 @@ def warn_of_precision(key: str, name: str, device: torch.device) -> None:
     """
     if name == "tf32" and device.type == "cpu":
         log.warning("%s=tf32 is ignored on a CPU, which computes in float32; bfloat16 is not", key)
+    if name == "bfloat16" and device.type == "cpu" and not _computes_bfloat16():
+        log.warning("%s=bfloat16: this processor has no instructions for it, and may take ten times as long as in "
+                    "float32; set it to float32", key)
+
+
+def _computes_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; taken for granted where PyTorch cannot tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    return capabilities is None or any(value for name, value in capabilities().items() if "bf16" in name)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -30,7 +30,9 @@ def folder(tmp_path_factory):
 
 def start(folder, *arguments):
     environment = os.environ | {"DE_RAY_CACHE": str(folder / "cache")}
+    # What a shell starts in its background ignores Ctrl-C, and so does all that it starts.
     return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=folder, env=environment, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

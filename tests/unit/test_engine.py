@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from de_ray.config import QuantizationConfig
+from de_ray.device import warn_of_precision
 from de_ray.evaluation.activations import Activations
 from de_ray.evaluation.capture import CaptureError, capture
 from de_ray.evaluation.chunks import cut
@@ -336,3 +337,14 @@ def test_a_precision_that_a_cpu_does_not_have_is_ignored_aloud(caplog):
     with caplog.at_level(logging.WARNING):
         Replica(ReplicaSetup(mlp_problem(), 64, "cpu", 1, screen_precision="tf32"))
     assert "tf32 is ignored" in caplog.text
+
+
+@pytest.mark.parametrize(("flags", "told"), [({"avx2": True, "avx512_bf16": False}, True), ({"amx_bf16": True}, False),
+                                             ({"neon": True, "bf16": True}, False)])
+def test_a_processor_without_bfloat16_is_told_of(flags, told, caplog, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    with caplog.at_level(logging.WARNING):
+        warn_of_precision("refit.precision", "bfloat16", torch.device("cpu"))
+        warn_of_precision("refit.precision", "float32", torch.device("cpu"))
+    assert ("refit.precision=bfloat16: this processor has no instructions" in caplog.text) == told
+    assert len(caplog.records) == told
