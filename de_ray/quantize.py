@@ -16,7 +16,7 @@ from de_ray.cluster.storage import location
 from de_ray.codec.tensor import QuantizedTensor
 from de_ray.config import Config, QuantizationConfig
 from de_ray.evaluation.pool import Pool
-from de_ray.evolution.curvature import fisher_diagonal
+from de_ray.evolution.curvature import SaliencyInputs, fisher_diagonal
 from de_ray.evolve import saliency_inputs
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
@@ -73,14 +73,17 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         folder: of the run, where Tune keeps its results; None: a temporary one.
         limit: bytes that the file may have; None: what `quantization.tolerance` makes of it.
     """
+    given = saliency_inputs(problem, config, student, -1)
+    with torch.enable_grad():
+        diagonals = fisher_diagonal(given)
     curvature = [(c + c[mask].mean() * 1e-2).cpu().numpy() if mask.any() else c.cpu().numpy() for c, mask in
-                 zip(_curvature(problem, config, student), student.masks, strict=True)]
+                 zip(diagonals, student.masks, strict=True)]
     if limit is None:
-        return _quantize(problem, config, student, pool, folder, curvature, None)
+        return _quantize(problem, config, given, pool, folder, curvature, None)
     pruned, allowance, best = student.values(), limit - overhead(problem), None
     for _ in range(ATTEMPTS):
         student.set_values(pruned)
-        found = _quantize(problem, config, student, pool, folder, curvature, allowance)
+        found = _quantize(problem, config, given, pool, folder, curvature, allowance)
         size = len(codec.encode(found.tensors, found.raw, problem.architecture))
         # Of files that fit, the largest; of files that do not, the smallest.
         if best is None or (size > limit, abs(size - limit)) < (best[0] > limit, abs(best[0] - limit)):
@@ -96,9 +99,10 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
     return found
 
 
-def _quantize(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
+def _quantize(problem: Problem, config: Config, given: SaliencyInputs, pool: Pool, folder: Path | None,
               curvature: list[np.ndarray], allowance: int | None) -> Quantized:
     """See `quantize`; the allowance is in bytes of the layers, before levels are refitted."""
+    student = given.student
     weights = [weight.detach().cpu().numpy() for weight in student.weights]
     names, settings = [layer.name for layer in problem.layers], config.quantization
     if allowance is not None:
@@ -120,7 +124,6 @@ def _quantize(problem: Problem, config: Config, student: Student, pool: Pool, fo
         chosen = goal.pick(trials)
     coarse = [choice for choice in table.candidate(chosen.widths) if choice.bits <= settings.feedback_bits]
     if coarse:
-        given = saliency_inputs(problem, config, student, -1)
         feed_back(student, coarse, given.inputs, given.batch)
     layers = refit_levels(Objective(problem, config.refit, student.weights[0].device), student,
                           table.candidate(chosen.widths), config.quantization.refit_steps,
@@ -152,11 +155,6 @@ def fitted(weights: Sequence[np.ndarray], names: Sequence[str], config: Quantiza
         else:
             low = middle + 1
     return settings[low]
-
-
-def _curvature(problem: Problem, config: Config, student: Student) -> list[Tensor]:
-    with torch.enable_grad():
-        return fisher_diagonal(saliency_inputs(problem, config, student, -1))
 
 
 def _quantize_others(problem: Problem, config: Config, student: Student) -> list[QuantizedTensor]:

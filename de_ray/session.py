@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,8 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
         ValueError, OSError: the problem cannot be built, the folder is another run's, or the cluster or its storage
             cannot be used.
     """
+    if config.start is not None:
+        config = replace(config, start=_existing(config.start))
     folder.mkdir(parents=True, exist_ok=True)
     mirror = prepare(config, folder)
     with _ended_by_sigterm():
@@ -91,6 +93,14 @@ def _compress(problem: Problem, config: Config, folder: Path, tracker: Tracker, 
                           config.tracking.register)
     print_report(result.report, written)
     return result
+
+
+def _existing(start: str) -> str:
+    """A path that holds wherever a run's processes work, and wherever it is resumed."""
+    path = Path(start).resolve()
+    if not path.is_file():
+        raise ValueError(f"start={start!r}: no such file; expected a compressed file of this teacher")
+    return str(path)
 
 
 def _name(problem: Problem, config: Config) -> str:

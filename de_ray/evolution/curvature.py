@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from de_ray.evolution.gram import layer_groups
 from de_ray.problem.base import Problem
 from de_ray.student import Student
 
@@ -66,14 +67,15 @@ def output_grams(given: SaliencyInputs) -> list[Tensor]:
     called: list[list[Tensor]] = [[] for _ in layers]
 
     def collect(index: int):
-        def hook(_: nn.Module, __: tuple, output: Tensor) -> None:
+        def hook(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
             called[index].append(output)
+            return output.clone()  # an activation in place would otherwise make it its own result
         return hook
 
     totals: list[Tensor | float] = [0.0] * len(layers)
     hooks = [module.get_submodule(layer.name).register_forward_hook(collect(i)) for i, layer in enumerate(layers)]
     weights = given.student.weights
-    groups = [getattr(module.get_submodule(layer.name), "groups", 1) for layer in layers]
+    groups = layer_groups(given.student)
     for weight in weights:
         weight.requires_grad_(True)  # so that outputs have gradients
     try:

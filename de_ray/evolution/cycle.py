@@ -55,7 +55,8 @@ def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, evalua
         scores = {criterion: [_by_the_bit(s, prices, config) for s, prices in zip(of, rate.prices, strict=True)]
                   for criterion, of in scores.items()}
     estimate = None
-    if config.oversample > 1 and config.generations > 1:
+    # Estimates know nothing of bytes: where those weigh, they would choose against the fitness.
+    if config.oversample > 1 and config.generations > 1 and not config.rate_weight:
         estimate = build_surrogate(config.surrogate, given, known)
     search = DirectedSearch(SearchSpace(scores, masks, budget, config.regrow), config, batches, rng, estimate)
     while (request := search.ask()) is not None:

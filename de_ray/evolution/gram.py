@@ -12,6 +12,11 @@ PART_BYTES = 2**30
 """Of Gram matrices that are held at a time: those of a large network's layers would take several times as much."""
 
 
+def layer_groups(student: Student) -> list[int]:
+    """Groups of channels of each layer; 1 for those that are no convolution."""
+    return [getattr(student.module.get_submodule(layer.name), "groups", 1) for layer in student.layers]
+
+
 def layer_rows(module: nn.Module, inputs: Tensor) -> Tensor:
     """The vectors that a layer's rows are multiplied with.
 
@@ -88,11 +93,9 @@ def grams_in_parts(student: Student, inputs: Tensor, batch: int, biases: bool = 
                    only: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor]]:
     """Layers' indices and Gram matrices, in as many passes over the inputs as keep `PART_BYTES`; see `layer_grams`."""
     part: list[int] = []
-    held = 0
+    held, groups = 0, layer_groups(student)
     for index in range(len(student.layers)) if only is None else only:
-        weight = student.weights[index]
-        groups = getattr(student.module.get_submodule(student.layers[index].name), "groups", 1)
-        size = 8 * groups * weight[0].numel() ** 2
+        size = 8 * groups[index] * student.weights[index][0].numel() ** 2
         if part and held + size > PART_BYTES:
             yield from zip(part, layer_grams(student, inputs, batch, biases, part), strict=True)
             part, held = [], 0

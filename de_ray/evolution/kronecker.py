@@ -137,9 +137,10 @@ def _curvature(given: SaliencyInputs) -> list[_Curvature]:
 
 def _correlation(gram: Tensor) -> Tensor:
     """Gram matrices [..., D, D] scaled to a diagonal of ones; what never varies goes with nothing."""
-    norms = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    scaled = gram / (norms[..., :, None] * norms[..., None, :]).clamp_min(TINY)
-    return scaled + torch.diag_embed((norms == 0).to(gram.dtype))
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    never = squares <= 0
+    norms = torch.where(never, 1.0, squares).sqrt()
+    return gram / norms[..., :, None] / norms[..., None, :] + torch.diag_embed(never.to(gram.dtype))
 
 
 def inverse_diagonal(given: SaliencyInputs) -> list[Tensor]:

@@ -26,7 +26,7 @@ class RateModel:
     """float64 [L], bits of a survivor's level."""
     prices: tuple[np.ndarray, ...]
     """float32 [layer.size] a layer: bits that a survivor costs more than a zero there, by the coder's
-    contexts. None where nothing asks for them."""
+    contexts. Empty where nothing asks for them."""
 
     def bits(self, survivors: np.ndarray) -> float:
         """Bits of all layers.

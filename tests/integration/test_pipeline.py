@@ -160,6 +160,15 @@ def test_least_squares_refit_runs_through_the_pipeline(digits):
     assert result.report["student"]["accuracy"] > 80
 
 
+def test_narrow_layers_lose_less_with_error_feedback_and_wider_ones_have_none(digits):
+    def divergence(bits, widest):
+        quantization = {"bits": bits, "refit_steps": 0, "feedback_bits": widest}
+        return run(digits, small(quantization=quantization)).report["divergence"]["calibration"]
+
+    assert divergence(2, widest=2) < 0.8 * divergence(2, widest=0)
+    assert divergence(3, widest=2) == divergence(3, widest=0)
+
+
 def test_any_model_goes_through_the_python_api(tmp_path):
     torch.manual_seed(0)
     model, inputs = Branchy(), torch.randn(160, 3, 9, 9)

@@ -10,6 +10,7 @@ from de_ray.codec import decode
 from de_ray.config import Config, EvolutionConfig, PoolConfig, QuantizationConfig, RefitConfig
 from de_ray.evolution.candidate import ZeroingSet
 from de_ray.pipeline import run
+from de_ray.session import run_session
 from de_ray.student import Student
 from tests.networks import branchy_problem, mlp_problem
 
@@ -69,3 +70,9 @@ def test_a_student_takes_over_what_a_file_holds(first):
     state = decode(path)
     for name, value in result.student.state_dict().items():
         assert torch.equal(value, state[name])
+
+
+def test_a_start_that_is_missing_ends_a_session_before_anything_is_made(tmp_path):
+    with pytest.raises(ValueError, match="start='absent.der': no such file"):
+        run_session(replace(CONFIG, start="absent.der"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -84,3 +84,15 @@ def test_groups_are_estimated_apart():
     first, second = np.array([0, 5]), np.array([half + 1, half + 9])
     parts = surrogate.cost(grouped, first, none) + surrogate.cost(grouped, second, none)
     assert surrogate.cost(grouped, np.concatenate([first, second]), none) == pytest.approx(parts, rel=1e-5)
+
+
+def test_an_activation_in_place_changes_no_gram():
+    torch.manual_seed(0)
+    layers, inputs, found = (nn.Linear(6, 5), nn.Linear(5, 3)), torch.randn(40, 6), []
+    for inplace in (False, True):
+        problem = problem_from_model(nn.Sequential(layers[0], nn.ReLU(inplace=inplace), layers[1]), inputs,
+                                     divergence="mse")
+        with torch.enable_grad():
+            found.append(output_grams(given(problem, batch=8)))
+    for plain, in_place in zip(*found, strict=True):
+        torch.testing.assert_close(plain, in_place)
