@@ -73,6 +73,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                 pool.load(student)
             with clock.stage("evolve"):
                 history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record, limit)
+            clock.seconds["evolve"] = history[-1]["seconds"]  # earlier sittings included
             pruned = measure(problem, student.module)
             weights = [weight.cpu().numpy().copy() for weight in student.weights]
             with clock.stage("quantize"):

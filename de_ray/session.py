@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
+RUN_FILE = "mlflow_run.json"
+"""In a run's folder: its run of MLflow, with which a later sitting goes on."""
 
 
 def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "Result | SweepResult":
@@ -53,7 +55,7 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
         problem = build_problem(config.problem, config.seed)
         save_config(config, folder)
         tracker = Tracker.start(config.tracking, _name(problem, config), _tags(problem, config),
-                                f"de-ray {problem.name}", parent)
+                                f"de-ray {problem.name}", parent, folder / RUN_FILE)
         status = "FAILED"
         try:
             tracker.log_params(flatten(config))

@@ -1,6 +1,7 @@
 """MLflow tracking with one writer, the driver. A failure warns once and ends tracking, never the run."""
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from de_ray.config import TrackingConfig
+from de_ray.files import write_atomically
 from de_ray.redact import without_credentials
 from de_ray.tracking_store import address, end_orphans, experiment_id, open_store, process_tag
 
@@ -92,12 +94,13 @@ class Tracker:
     def __init__(self, connection: Connection, run: "Run | None") -> None:
         self._connection = connection
         self._run = run.info.run_id if run is not None else ""
+        self._params = frozenset(run.data.params) if run is not None else frozenset()  # of an earlier sitting
         self._monitor: SystemMetricsMonitor | None = None
 
     @classmethod
     def start(cls, config: TrackingConfig, name: str, tags: Mapping[str, str], experiment: str = "de-ray",
-              parent: Parent | None = None) -> "Tracker":
-        """Open a run.
+              parent: Parent | None = None, record: Path | None = None) -> "Tracker":
+        """Open a run, or go on with the one that an earlier sitting has opened.
 
         Args:
             config: where to.
@@ -105,6 +108,7 @@ class Tracker:
             tags: of the run.
             experiment: its name, where the configuration gives none.
             parent: what the run is nested under; in that one's experiment.
+            record: a file that names the run for later sittings; None: there will be none.
         """
         connection, run = Connection(), None
         if not config.enabled:
@@ -118,9 +122,12 @@ class Tracker:
             connection.experiment = (parent.experiment if parent else
                                      experiment_id(client, config.experiment or experiment, uri))
             end_orphans(client, connection.experiment)
-            run = client.create_run(connection.experiment, tags={**tags, **nested, **process_tag()}, run_name=name)
+            run = (_resumed(client, record, connection.experiment) or
+                   client.create_run(connection.experiment, tags={**tags, **nested, **process_tag()}, run_name=name))
             connection.client = client
         tracker = cls(connection, run)
+        if record is not None and tracker.identity is not None:
+            write_atomically(record, json.dumps(vars(tracker.identity)).encode())
         if config.system_metrics:
             tracker._watch_system()
         return tracker
@@ -141,18 +148,19 @@ class Tracker:
         def action(client: "MlflowClient") -> None:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            self._monitor = SystemMetricsMonitor(self._run, tracking_uri=client.tracking_uri)
+            self._monitor = SystemMetricsMonitor(self._run, resume_logging=bool(self._params),
+                                                 tracking_uri=client.tracking_uri)
             self._monitor.start()
         self._do(action)
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log parameters; credentials are left out, and so is what is not set, since a "None" among numbers would keep
-        MLflow from comparing them."""
+        MLflow from comparing them. What an earlier sitting logged stays: MLflow lets no parameter change."""
         def action(client: "MlflowClient") -> None:
             from mlflow.entities import Param
 
             entries = [Param(_key(key), without_credentials(str(value))) for key, value in params.items()
-                       if value is not None]
+                       if value is not None and _key(key) not in self._params]
             for start in range(0, len(entries), PARAMS_A_CALL):
                 client.log_batch(self._run, params=entries[start:start + PARAMS_A_CALL])
         self._do(action)
@@ -253,6 +261,25 @@ class Tracker:
                 self._connection.lost.set_terminated(self._run, status)
             return
         self._do(lambda client: client.set_terminated(self._run, status))
+
+
+def _resumed(client: "MlflowClient", record: Path | None, experiment: str) -> "Run | None":
+    """The run that a file names, running again; None where there is no such file, or the store has no such run."""
+    from mlflow import MlflowException
+
+    if record is None or not record.is_file():
+        return None
+    named = Parent(**json.loads(record.read_text()))
+    if named.experiment != experiment:
+        return None
+    try:
+        run = client.get_run(named.run)
+        client.update_run(named.run, status="RUNNING")
+    except MlflowException:  # another store, or the run was deleted
+        return None
+    for key, value in process_tag().items():
+        client.set_tag(named.run, key, value)
+    return run
 
 
 def _register(client: "MlflowClient", name: str, model: str, run: str) -> None:

@@ -67,6 +67,24 @@ def test_a_runs_parameters_metrics_artifacts_and_children_can_be_read_back(store
     assert parent.info.status == nested.info.status == "FINISHED"
 
 
+def test_a_later_sitting_goes_on_with_the_run_of_the_earlier_one(store, tmp_path):
+    for sitting, status in enumerate(("KILLED", "FINISHED")):
+        tracker = Tracker.start(TrackingConfig(), "run", {}, record=tmp_path / "run.json")
+        tracker.log_params({"cluster.address": f"host {sitting}", "seed": 0})
+        tracker.log_metrics({"divergence": 0.5}, sitting)
+        tracker.end(status)
+    client, (run,) = runs(store)
+    assert run.info.status == "FINISHED" and run.data.params["cluster.address"] == "host 0"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "divergence")] == [0, 1]
+
+
+def test_a_run_that_the_store_does_not_know_is_opened_anew(store, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"experiment": "1", "run": "0" * 32}))
+    Tracker.start(TrackingConfig(), "run", {}, record=tmp_path / "run.json").end("FINISHED")
+    _, (run,) = runs(store)
+    assert json.loads((tmp_path / "run.json").read_text())["run"] == run.info.run_id
+
+
 def test_two_runs_in_one_process_do_not_mix(store):
     first, second = (Tracker.start(TrackingConfig(), name, {}) for name in ("first", "second"))
     first.log_params({"x": 1})
