@@ -81,7 +81,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
             evaluated = {"evaluations": pool.evaluations, "evaluator_peak_mb": pool.peak_mb(),
                          "saved_evaluations": sum(record["saved_evaluations"] for record in history)}
         with clock.stage("encode"):
-            data = codec.encode(quantized.tensors, quantized.raw, problem.architecture)
+            data = codec.encode(quantized.tensors, quantized.raw, problem.architecture, quantized.shared)
             state = codec.decode(data)
             _require_equal(state, student.module.state_dict())
             decoded = codec.fill(copy.deepcopy(problem.teacher), state)

@@ -54,6 +54,8 @@ class Quantized:
     """Layers and other floating-point entries, in state-dict order."""
     raw: dict[str, Tensor]
     """Entries that are not floating point."""
+    shared: dict[str, str]
+    """Entries that are one of these by another name: tied weights."""
     bits: list[int]
     """Width by layer."""
     trials: list[Trial]
@@ -84,7 +86,7 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
     for _ in range(ATTEMPTS):
         student.set_values(pruned)
         found = _quantize(problem, config, given, pool, folder, curvature, allowance)
-        size = len(codec.encode(found.tensors, found.raw, problem.architecture))
+        size = len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared))
         # Of files that fit, the largest; of files that do not, the smallest.
         if best is None or (size > limit, abs(size - limit)) < (best[0] > limit, abs(best[0] - limit)):
             best = size, found, student.values()
@@ -131,10 +133,10 @@ def _quantize(problem: Problem, config: Config, given: SaliencyInputs, pool: Poo
                           torch_generator(config.seed, "levels"))
     others = _quantize_others(problem, config, student)
     by_name = {tensor.name: tensor for tensor in [*layers, *others]}
-    state = student.module.state_dict()
+    state, shared = student.module.state_dict(), student.shared()
     return Quantized([by_name[name] for name in state if name in by_name],
-                     {name: value.cpu() for name, value in state.items() if name not in by_name},
-                     list(chosen.widths), trials, chosen)
+                     {name: value.cpu() for name, value in state.items() if name not in {*by_name, *shared}},
+                     shared, list(chosen.widths), trials, chosen)
 
 
 def fitted(weights: Sequence[np.ndarray], names: Sequence[str], config: QuantizationConfig,
@@ -159,9 +161,9 @@ def fitted(weights: Sequence[np.ndarray], names: Sequence[str], config: Quantiza
 
 def _quantize_others(problem: Problem, config: Config, student: Student) -> list[QuantizedTensor]:
     """Round biases and other floating-point entries, and put the rounded values into the student."""
-    layers = {layer.parameter for layer in problem.layers}
+    known = {*(layer.parameter for layer in problem.layers), *student.shared()}
     live = {name: value for name, value in student.module.state_dict().items()
-            if name not in layers and value.is_floating_point()}
+            if name not in known and value.is_floating_point()}
 
     def put(values: dict[str, np.ndarray]) -> None:
         for name, value in values.items():

@@ -41,6 +41,20 @@ class Student:
         """Share of zeroed weights among those that may be zeroed."""
         return 1 - self.survivors / sum(layer.size for layer in self.layers)
 
+    def shared(self) -> dict[str, str]:
+        """State-dict keys of tied tensors, the first of each aside: key -> the first, a layer's where there is one."""
+        first: dict[tuple, str] = {}
+        ours = {layer.parameter for layer in self.layers}
+        state = self.module.state_dict()
+        found = {}
+        for name in sorted(state, key=lambda name: name not in ours):
+            value = state[name]
+            if value.numel():
+                place = value.data_ptr(), value.dtype, value.shape, value.stride()
+                if first.setdefault(place, name) != name:
+                    found[name] = first[place]
+        return found
+
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Take over an earlier student of the same network; what is zero in it has been zeroed.
 

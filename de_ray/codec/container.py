@@ -60,19 +60,20 @@ class FileSummary:
 
 
 def encode(tensors: Sequence[QuantizedTensor], raw: Mapping[str, Tensor] | None = None,
-           architecture: str = "") -> bytes:
+           architecture: str = "", shared: Mapping[str, str] | None = None) -> bytes:
     """Code tensors into the bytes of a file.
 
     Args:
         tensors: distinct names.
         raw: entries that are stored as they are, such as counters.
         architecture: a note for whoever loads the file.
+        shared: further names of tensors, such as tied weights have: name -> that in `tensors` or `raw`.
 
     Raises:
         ValueError: a tensor does not keep its contract: levels, steps, symbols or scales out of range.
     """
-    raw = raw or {}
-    names = [tensor.name for tensor in tensors] + list(raw)
+    raw, shared = raw or {}, shared or {}
+    names = [tensor.name for tensor in tensors] + list(raw) + list(shared)
     if len(set(names)) != len(names):
         raise ValueError(f"tensor names {names}: expected distinct ones")
     stream, entries = Encoder(), []
@@ -85,11 +86,18 @@ def encode(tensors: Sequence[QuantizedTensor], raw: Mapping[str, Tensor] | None 
     for name, value in raw.items():
         check_name(name)
         entries.append(raw_entry(name, value))
+    own = {entry.name: entry for entry in entries}
+    for name, other in shared.items():
+        check_name(name)
+        if other not in own:
+            raise ValueError(f"{name} is said to be {other!r}: expected one of {', '.join(own) or 'no tensors'}")
+        entries.append(Entry(name, own[other].shape, same_as=other))
     description = write_entries(architecture, entries)
     plain = varint(len(description)) + description + b"".join(map(raw_bytes, raw.values()))
     packed = zlib.compress(plain, 9, wbits=-15)
     state = {tensor.name: _values(tensor) for tensor in tensors} | dict(raw)
-    data = MAGIC + bytes([VERSION]) + varint(len(packed)) + packed + _hash(architecture, state) + stream.finish()
+    digest = _hash(architecture, state, shared)
+    data = MAGIC + bytes([VERSION]) + varint(len(packed)) + packed + digest + stream.finish()
     return save_safetensors({"": np.frombuffer(data, np.uint8)})
 
 
@@ -120,6 +128,9 @@ def inspect(source: str | Path | bytes) -> FileSummary:
     decoded = _decode(data)
     lines = []
     for entry, tensor in decoded.tensors:
+        if entry.same_as is not None:  # its weights are counted where they are stored
+            lines.append(TensorSummary(f"{entry.name} = {entry.same_as}", entry.shape, 0, 1.0, 0, 0.0))
+            continue
         if tensor is None:
             lines.append(TensorSummary(entry.name, entry.shape, entry.size, 1.0, 0, 0.0))
             continue
@@ -187,12 +198,17 @@ def _decode(data: bytes) -> _Decoded:
     architecture, entries = read_entries(plain.take(plain.varint(len(data) * DEFLATE_RATIO)))
     digest = reader.take(HASH_BYTES)
     stream = reader.rest()
-    elements = sum(entry.size + (entry.shape[0] if entry.exponents else 0) for entry in entries if entry.raw is None)
+    elements = sum(entry.size + (entry.shape[0] if entry.exponents else 0) for entry in entries
+                   if entry.raw is None and entry.same_as is None)
     if elements > ELEMENTS_A_BYTE * (len(stream) + SPARE_BYTES):
         raise DamagedFileError(f"it claims {elements} weights, more than {len(stream)} bytes can hold")
     words, position = start(stream)
     tensors, state = [], {}
     for entry in entries:
+        if entry.same_as is not None:
+            tensors.append((entry, None))
+            state[entry.name] = state[entry.same_as]
+            continue
         if entry.raw is not None:
             tensors.append((entry, None))
             state[entry.name] = take_raw(entry, plain)
@@ -203,7 +219,8 @@ def _decode(data: bytes) -> _Decoded:
     # Every byte has a purpose: what nothing reads was not written by `encode`.
     if len(stream) > 4 * int(position[3]) or (len(stream) % 4 and not stream[-1]) or plain.rest():
         raise DamagedFileError("bytes follow its end")
-    if digest != _hash(architecture, state):
+    shared = {entry.name: entry.same_as for entry in entries if entry.same_as is not None}
+    if digest != _hash(architecture, {name: value for name, value in state.items() if name not in shared}, shared):
         raise DamagedFileError("what it decodes to is not what was written: its hash differs")
     return _Decoded(architecture, version, tensors, state, len(stream))
 
@@ -236,10 +253,12 @@ def _payload(data: bytes) -> bytes:
     return tensors[""].tobytes()
 
 
-def _hash(architecture: str, state: Mapping[str, Tensor]) -> bytes:
-    """Of everything that a file decodes to."""
+def _hash(architecture: str, state: Mapping[str, Tensor], shared: Mapping[str, str]) -> bytes:
+    """Of everything that a file decodes to: tensors of their own by their elements, others by whose they are."""
     digest = hashlib.sha256(architecture.encode())
     for name, value in state.items():
         digest.update(f"\0{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         digest.update(raw_bytes(value))
+    for name, other in shared.items():
+        digest.update(f"\0{name}\0={other}\0".encode())
     return digest.digest()[:HASH_BYTES]

@@ -19,6 +19,7 @@ MAX_NAME = 1024
 MAX_EXPONENT = 8 * 100
 """Greatest magnitude of a row exponent: scales of 2^+-100."""
 HAS_STEP, HAS_EXPONENTS, IS_RAW = 1, 2, 4
+IS_SHARED = HAS_STEP | HAS_EXPONENTS | IS_RAW
 
 
 MAX_KERNEL = 1024
@@ -51,6 +52,8 @@ class Entry:
     """Of row exponents, which are coded after the symbols: their commonest value, and how many differ from it."""
     raw: str | None = None
     """Data type of a tensor that is stored as it is; None for coded ones."""
+    same_as: str | None = None
+    """Name of an earlier tensor that this one is, by another name; None for tensors of their own."""
 
     @property
     def size(self) -> int:
@@ -133,6 +136,9 @@ def write_entries(architecture: str, entries: list[Entry]) -> bytes:
             shared += 1
         out += varint(shared) + varint(len(name) - shared) + name[shared:]
         before = name
+        if entry.same_as is not None:
+            out += bytes([IS_SHARED]) + varint(next(i for i, one in enumerate(entries) if one.name == entry.same_as))
+            continue
         flags = HAS_STEP * (entry.step is not None) + HAS_EXPONENTS * (entry.exponents is not None)
         flags += IS_RAW * (entry.raw is not None)
         out.append(flags | len(entry.shape) << 3)
@@ -164,7 +170,7 @@ def read_entries(data: bytes) -> tuple[str, list[Entry]]:
     for _ in range(reader.varint(len(data))):
         shared = reader.varint(len(before))
         before = before[:shared] + reader.take(reader.varint(MAX_NAME))
-        entries.append(_read_entry(reader, _text(before)))
+        entries.append(_read_entry(reader, _text(before), entries))
     if reader.position != len(data):
         raise DamagedFileError(f"{len(data) - reader.position} bytes follow its description's end")
     if len({entry.name for entry in entries}) != len(entries):
@@ -172,8 +178,13 @@ def read_entries(data: bytes) -> tuple[str, list[Entry]]:
     return architecture, entries
 
 
-def _read_entry(reader: Reader, name: str) -> Entry:
+def _read_entry(reader: Reader, name: str, earlier: list[Entry]) -> Entry:
     flags = reader.take(1)[0]
+    if flags == IS_SHARED:
+        index = reader.varint(MAX_EXTENT)
+        if index >= len(earlier) or earlier[index].same_as is not None:
+            raise DamagedFileError(f"{name} is tensor {index} by another name, expected an earlier one of its own")
+        return Entry(name, earlier[index].shape, same_as=earlier[index].name)
     dimensions, flags = flags >> 3, flags & 7
     if dimensions > MAX_DIMENSIONS:
         raise DamagedFileError(f"{name} has {dimensions} dimensions, expected at most {MAX_DIMENSIONS}")

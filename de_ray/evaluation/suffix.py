@@ -56,6 +56,8 @@ class Suffix:
         """Outer values that are repeated for each candidate."""
         try:
             self._repeated = {node for node in [*self.cut, *self.constant] if program.holds_samples(node)}
+            # Inside, attention say may have its samples along another axis, where they cannot be told apart.
+            self.stackable &= all(program.holds_samples(op.inputs) for op in self.ops.values())
         except LookupError:
             self.stackable = False
         self._bytes: dict[int, int] = {}

@@ -1,0 +1,96 @@
+"""Networks of unusual make, compressed from Python: what users bring that is no plain chain of layers."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import de_ray
+from de_ray import codec
+from de_ray.config import EvolutionConfig, PoolConfig, QuantizationConfig, RefitConfig
+from de_ray.evaluation.capture import capture
+from de_ray.evaluation.suffix import Suffix
+from de_ray.problem.layers import find_layers
+from de_ray.student import Student
+
+
+class TiedLayers(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+class TiedEmbedding(nn.Module):
+    """A language model's habit: the embedding's weight is the last layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden, self.last = nn.Embedding(30, 8), nn.Linear(8, 8), nn.Linear(8, 30, bias=False)
+        self.last.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.hidden(self.embedding(x).mean(1))))
+
+
+class Attention(nn.Module):
+    """A transformer's layer, inside which samples lie along the second axis or share one with the heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(x.transpose(0, 1)).mean(0))
+
+
+NETWORKS = {
+    "tied layers": (TiedLayers, lambda: torch.randn(40, 12)),
+    "tied embedding": (TiedEmbedding, lambda: torch.randint(30, (40, 5))),
+    "attention": (Attention, lambda: torch.randn(40, 5, 8)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_the_file_decodes_to_is_the_student(name, tmp_path):
+    build, inputs = NETWORKS[name]
+    torch.manual_seed(0)
+    result = de_ray.compress(build(), inputs(), sparsity=0.5, evolution=EvolutionConfig(cycles=2, population=4),
+                             refit=RefitConfig(steps=3, final_steps=3, batch=8),
+                             quantization=QuantizationConfig(refit_steps=3), pool=PoolConfig(kind="serial", batch=8))
+    path = result.save(tmp_path / "student.der")
+    state, own = de_ray.load(path), result.student.cpu().state_dict()
+    assert state.keys() == own.keys() and all(torch.equal(state[key], own[key]) for key in own)
+    sample = inputs()
+    with torch.no_grad():
+        assert torch.equal(de_ray.load(path, model=build())(sample), result.student(sample))
+
+
+def test_a_tied_weight_takes_its_bytes_once():
+    network = TiedLayers()
+    shared = Student(network, find_layers(network)).shared()
+    assert shared == {"second.weight": "first.weight"}
+    weight = codec.QuantizedTensor("first.weight", torch.randint(-3, 4, (60, 60)).int().numpy(), step=1.0)
+    once, tied = codec.encode([weight]), codec.encode([weight], shared=shared)
+    assert len(tied) < len(once) + 25
+    assert torch.equal(codec.decode(tied)["second.weight"], codec.decode(once)["first.weight"])
+    assert codec.inspect(tied).tensors[1].weights == 0
+
+
+def test_a_name_for_a_tensor_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="second.weight is said to be 'first.weight'"):
+        codec.encode([], shared={"second.weight": "first.weight"})
+
+
+def test_candidates_of_a_layer_whose_samples_lie_elsewhere_are_not_stacked():
+    network = Attention().eval().requires_grad_(False)
+    program = capture(network, torch.randn(8, 5, 8))
+    weights = [network.inner.linear1.weight, network.inner.self_attn.out_proj.weight, network.last.weight]
+    readers = [program.readers(weight) for weight in weights]
+    assert Suffix(program, {2: readers[2]}).stackable
+    assert not Suffix(program, {0: readers[0], 1: readers[1]}).stackable
