@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from de_ray.config import DIVERGENCES, ProblemConfig, require, require_choice
 from de_ray.problem.arrays import as_inputs, load_inputs
 from de_ray.problem.augment import augmentation
-from de_ray.problem.base import Divergence, Problem
+from de_ray.problem.base import Divergence, Layer, Problem
 from de_ray.problem.divergence import make_divergence
 from de_ray.problem.fold import fold_batch_norm
 from de_ray.problem.layers import check_finite, find_layers
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 PROBE = 8
 """Inputs, at most, of the forward passes that check a model."""
+DENSE_SHARE = 0.1
+"""Of the parameters, in layers of other kinds: from there on a user should know that they are rounded alone."""
 FOLD_TOLERANCE = 1e-3
 """Largest change of an output that folding batch norm may cause, relative to the output's largest magnitude."""
 
@@ -108,11 +110,13 @@ def problem_from_model(
     _probe(teacher, drawn[:PROBE], distance)
     teacher = _folded(teacher, drawn[:PROBE])
     measure = _agreement if divergence == "kl" else _relative_error
+    layers = find_layers(teacher, include, exclude)
+    _tell_of_dense(teacher, layers)
     return Problem(
         name=name,
         architecture=architecture or f"{type(model).__module__}:{type(model).__qualname__}",
         teacher=teacher,
-        layers=find_layers(teacher, include, exclude),
+        layers=layers,
         inputs=inputs,
         calibration=drawn,
         held_out=held_out,
@@ -190,6 +194,17 @@ def _folded(teacher: nn.Module, sample: Tensor) -> nn.Module:
             log.warning("batch norm is not folded: this model's outputs depend on it in other ways than by its call")
             return teacher
     return folded
+
+
+def _tell_of_dense(teacher: nn.Module, layers: Sequence[Layer]) -> None:
+    """Warn of a large share of parameters that cannot be zeroed: recurrent layers, packed attention, embeddings."""
+    zeroable = {layer.parameter for layer in layers}
+    others = {name: p.numel() for name, p in teacher.named_parameters() if p.ndim > 1 and name not in zeroable}
+    share = sum(others.values()) / sum(p.numel() for p in teacher.parameters())
+    if share > DENSE_SHARE:
+        largest = ", ".join(sorted(others, key=others.get, reverse=True)[:3])
+        log.warning("%.0f %% of the parameters stay dense and are rounded alone: they are excluded, or in no Linear or "
+                    "Conv1d/2d/3d layer (%s, ...)", 100 * share, largest)
 
 
 def _outputs(teacher: nn.Module, model: nn.Module, inputs: Tensor, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
