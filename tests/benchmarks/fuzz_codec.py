@@ -27,8 +27,8 @@ BASE_SECONDS, SECONDS_A_WEIGHT = 0.25, 2e-6
 BASE_BYTES, BYTES_A_WEIGHT = 64 << 20, 128
 
 
-def some_tensors(rng: np.random.Generator) -> tuple[list[QuantizedTensor], dict[str, torch.Tensor]]:
-    """One to four small tensors of any kind, and now and then a raw one."""
+def some_file(rng: np.random.Generator) -> bytes:
+    """A file of one to four small tensors of any kind, and now and then a raw one, or a second name for one."""
     tensors = []
     for index in range(rng.integers(1, 5)):
         shape = tuple(int(n) for n in rng.integers(0 if rng.random() < 0.05 else 1, 8, rng.integers(1, 6)))
@@ -46,7 +46,8 @@ def some_tensors(rng: np.random.Generator) -> tuple[list[QuantizedTensor], dict[
         symbols = np.where(alive, rng.integers(-negatives, len(levels) - negatives + 1, shape), 0).astype(np.int32)
         tensors.append(QuantizedTensor(f"layer{index}.weight", symbols, levels=levels, row_exponents=exponents))
     raw = {"steps": torch.tensor(int(rng.integers(1000)))} if rng.random() < 0.3 else {}
-    return tensors, raw
+    shared = {"tied.weight": tensors[0].name} if rng.random() < 0.3 else {}
+    return codec.encode(tensors, raw, "net", shared)
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
@@ -133,12 +134,12 @@ def fuzz(files: int, seed: int, mutants_a_file: int = 50) -> dict[str, float]:
             `DamagedFileError` is passed on.
     """
     rng = np.random.default_rng(seed)
-    codec.decode(codec.encode(some_tensors(rng)[0]))  # compiles
+    codec.decode(some_file(rng))  # compiles
     raised = slowest = 0
     before = peak_bytes()
     for number in range(files):
         if number % mutants_a_file == 0:
-            data = codec.encode(*some_tensors(rng), "net")
+            data = some_file(rng)
             right = codec.decode(data)
         damaged = mutant(data, rng)
         weights = container.ELEMENTS_A_BYTE * (len(damaged) + container.SPARE_BYTES)

@@ -28,7 +28,7 @@ def small() -> bytes:
         QuantizedTensor("1.weight", sparse((4, 3, 2, 2), 0.3, 1, most=2),
                         levels=np.array([-0.5, -0.25, 0.25, 0.5], np.float32)),
     ]
-    return codec.encode(tensors, {"1.count": torch.tensor(12345)}, "net")
+    return codec.encode(tensors, {"1.count": torch.tensor(12345)}, "net", {"2.weight": "0.weight"})
 
 
 def decodes_right_or_raises(data: bytes, right: dict[str, torch.Tensor]) -> bool:
