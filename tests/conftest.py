@@ -29,6 +29,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return Modules(config, log)
 
 
+@pytest.hookimpl(trylast=True)  # fixtures are taken down before
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Modules that keep Ray at work may leave it running for each other, but for nobody else."""
+    if item.path.name in CLUSTERS and (nextitem is None or nextitem.path.name not in CLUSTERS):
+        import ray
+
+        ray.shutdown()
+
+
+@pytest.fixture
+def session() -> None:
+    """Ray in this process, in a session that tests share."""
+    from tests.clusters import shared_session
+
+    shared_session()
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data sets. Without it tests are skipped, but not in continuous integration: there it fails."""

@@ -35,7 +35,7 @@ from de_ray.pipeline import run
 from de_ray.problem.build import build_problem
 from de_ray.problem.custom import problem_from_model
 from de_ray.student import Student
-from tests.clusters import head_alone
+from tests.clusters import head_alone, local_session, shared_session
 from tests.networks import mlp_problem
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import a test module
@@ -159,19 +159,6 @@ def is_gone(pid):
     return not os.path.exists(f"/proc/{pid}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_session_left():
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def session():
-    """A session that tests share, with room for the actors of several pools."""
-    if not ray.is_initialized():
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
-
-
 @pytest.fixture
 def no_session():
     """For tests that start Ray in their own way."""
@@ -213,9 +200,9 @@ def compress(folder):
     """What a driver does: a run of seconds in one process."""
     config = Config(problem=ProblemConfig(name="digits", calibration_size=512,
                                           teacher=TeacherConfig(epochs=5, learning_rate=2e-3)),
-                    evolution=EvolutionConfig(cycles=24, population=6, generations=2, saliency_inputs=256),
-                    refit=RefitConfig(steps=20, final_steps=60),
-                    quantization=QuantizationConfig(trials=6, refit_steps=40, max_bits=4),
+                    evolution=EvolutionConfig(cycles=24, population=4, generations=2, saliency_inputs=256),
+                    refit=RefitConfig(steps=20, final_steps=20),
+                    quantization=QuantizationConfig(trials=2, refit_steps=10, max_bits=3),
                     pool=PoolConfig(kind="serial"))
     run(build_problem(config.problem, 0), config, folder).save(folder / "student.der")
 
@@ -324,7 +311,7 @@ def test_a_pool_without_any_node_left_waits_for_one_and_then_ends_with_one_clear
 # Memory.
 
 def test_an_object_store_that_overflows_changes_no_fitness(no_session, tmp_path):
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    local_session(num_cpus=2, object_store_memory=80 * 2**20)
     torch.manual_seed(0)
     problem = problem_from_model(nn.Sequential(nn.Linear(32, 20000), nn.ReLU(), nn.Linear(20000, 4)),
                                  torch.randn(64, 32))
@@ -343,8 +330,8 @@ def test_an_object_store_that_overflows_changes_no_fitness(no_session, tmp_path)
 
 
 def test_a_disk_without_room_for_spilled_objects_is_one_clear_error(no_session, tmp_path):
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20,
-             _system_config={"local_fs_capacity_threshold": 0.0001, "local_fs_monitor_interval_ms": 50})
+    local_session(num_cpus=1, object_store_memory=80 * 2**20,
+                  _system_config={"local_fs_capacity_threshold": 0.0001, "local_fs_monitor_interval_ms": 50})
     torch.manual_seed(0)
     problem = problem_from_model(nn.Linear(1024, 1024), torch.randn(8, 1024))
     case = Case(problem, tmp_path, count=2, actors=1)
@@ -411,13 +398,12 @@ def test_a_failure_of_the_driver_leaves_no_actor(session, tmp_path):
     assert all(is_gone(pid) for pid in workers)
 
 
-# Actors of a pool that heals. These tests come last: its session lasts until the end.
+# Actors of a pool that heals. These tests come last: the pool lasts until the end.
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """A pool of two actors; tests lay out faults for it, and it heals."""
-    if not ray.is_initialized():
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    shared_session()
     case = Case(mlp_problem(), tmp_path_factory.mktemp("faults"), actors=2)
     with case.pool() as pool:
         yield case, pool
