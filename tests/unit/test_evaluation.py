@@ -117,7 +117,7 @@ def fill(pool, count):
     return [ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) for actor in pool.actors]
 
 
-@pytest.mark.parametrize("actors", [1, 2, 4])
+@pytest.mark.parametrize("actors", [1, 3])
 def test_actors_give_the_serial_pools_numbers_bit_for_bit(session, actors):
     problem = branchy_problem()
     candidates, more = random_candidates(problem, 12), random_candidates(problem, 5, seed=1)
