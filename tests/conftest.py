@@ -1,9 +1,14 @@
 """Fixtures that all tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.commands import Python
 
 # Before torch is imported here or in a process that a test starts: several threads beside other work wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,6 +49,16 @@ def session() -> None:
     from tests.clusters import shared_session
 
     shared_session()
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator["Python"]:
+    """Starts commands."""
+    from tests.commands import Python
+
+    started = Python()
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

@@ -391,10 +391,10 @@ def test_actors_that_cannot_start_are_one_clear_error(session, tmp_path):
 
 
 def test_a_failure_of_the_driver_leaves_no_actor(session, tmp_path):
-    case = Case(mlp_problem(), tmp_path, actors=2)
+    case = Case(mlp_problem(), tmp_path, actors=1)
     with pytest.raises(ZeroDivisionError):
         with case.pool() as pool:
-            workers = fill(pool, 2)
+            workers = fill(pool, 1)
             raise ZeroDivisionError
     assert all(is_gone(pid) for pid in workers)
 

@@ -53,7 +53,7 @@ def plain(digits, tmp_path_factory):
     return run(digits, small(), folder), folder
 
 
-@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("bits", [None, 3])
 def test_a_target_of_size_is_met_and_used(digits, bits):
     config = dataclasses.replace(small(quantization={"bits": bits}), target_ratio=30.0)
     report = run(digits, config).report

@@ -19,7 +19,8 @@ from tests.networks import small_cfg
 
 @pytest.fixture(scope="module")
 def problem(data_root):
-    return build_problem(compose(["problem=yolov3_tiny", f"problem.data.root={data_root / 'coco'}",
+    return build_problem(compose(["problem=yolov3_tiny", "problem.inputs_size=16", "problem.calibration_size=8",
+                                  f"problem.data.root={data_root / 'coco'}",
                                   f"problem.weights={data_root / 'darknet' / 'yolov3-tiny.weights'}"]).problem, seed=0)
 
 

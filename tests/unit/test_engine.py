@@ -156,7 +156,7 @@ def naive(problem, candidate):
 
 @functools.cache
 def replica_of(name, precision="float32"):
-    """A network's problem and replica, which no evaluation changes. To capture a network takes longer than to run it."""
+    """A problem and its replica, which no evaluation changes. Capturing takes longer than what tests ask of it."""
     problem = problem_of(name)
     return problem, Replica(ReplicaSetup(problem, 8, "cpu", 1, screen_precision=precision))
 

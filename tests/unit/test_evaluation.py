@@ -175,9 +175,9 @@ def test_more_actors_than_the_cluster_has_room_for_are_refused_before_any_starts
 
 def test_no_actor_outlives_its_pool(session):
     problem = mlp_problem()
-    with build_pool(problem, PoolConfig(actors=2), Student(problem.teacher, problem.layers)) as pool:
+    with build_pool(problem, PoolConfig(actors=1), Student(problem.teacher, problem.layers)) as pool:
         assert isinstance(pool, RayPool)
-        pids = fill(pool, 2)
+        pids = fill(pool, 1)
     deadline = time.monotonic() + 20
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
