@@ -31,7 +31,7 @@ QUICK = ["evolution.cycles=4", "evolution.population=4", "evolution.generations=
          "refit.steps=10", "refit.final_steps=20", "quantization.trials=3", "quantization.max_bits=4",
          "quantization.refit_steps=10", "problem.calibration_size=256", "problem.teacher.epochs=5",
          "problem.teacher.learning_rate=0.002", "tracking.enabled=false"]
-START_SECONDS = 90
+START_SECONDS = 180
 """More than Ray takes to start on a busy machine."""
 
 

@@ -111,9 +111,10 @@ def test_a_students_state_survives_a_round_trip():
 
 def fill(pool, count):
     """Evaluate until `count` actors have started; returns their process ids."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(pool.actors) < count and time.monotonic() < deadline:
         pool.evaluate([()], [0])
+        time.sleep(0.1)  # what starts needs the processor
     return [ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) for actor in pool.actors]
 
 
