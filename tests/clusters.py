@@ -7,6 +7,17 @@ import ray
 from ray.cluster_utils import Cluster
 
 
+def local_session(**options: object) -> None:
+    """Start Ray for this process alone: by default it would join whatever cluster another process has started."""
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, **options)
+
+
+def shared_session() -> None:
+    """Have the session that modules share, with room for the actors of several pools. It takes seconds to start."""
+    if not ray.is_initialized():
+        local_session(num_cpus=6)
+
+
 @contextlib.contextmanager
 def head_alone(**options: object) -> Iterator[Cluster]:
     """A cluster of one node with no CPU, where the driver is; it notices within a second when a node has gone."""

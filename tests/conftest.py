@@ -1,12 +1,64 @@
 """Fixtures that all tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from tests.commands import Python
+
 # Before torch is imported here or in a process that a test starts: several threads beside other work wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CLUSTERS = {"test_cluster_nodes.py", "test_evaluation.py", "test_faults.py", "test_parallel_refit.py", "test_sweep.py"}
+"""Modules that keep Ray at work from within pytest, some with an eye on the clock. They follow each other."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Two processes test side by side. A module stays in one of them, and so do all that start clusters.
+
+    `--dist loadgroup` would do the same by marks, but does not keep groups together under pytest 9.2, silently: it puts
+    their names into node ids, which do not change any more.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Modules(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = Path(nodeid.partition("::")[0]).name
+            return "clusters" if module in CLUSTERS else module
+
+    return Modules(config, log)
+
+
+@pytest.hookimpl(trylast=True)  # fixtures are taken down before
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Modules that keep Ray at work may leave it running for each other, but for nobody else."""
+    if item.path.name in CLUSTERS and (nextitem is None or nextitem.path.name not in CLUSTERS):
+        import ray
+
+        ray.shutdown()
+
+
+@pytest.fixture
+def session() -> None:
+    """Ray in this process, in a session that tests share."""
+    from tests.clusters import shared_session
+
+    shared_session()
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator["Python"]:
+    """Starts commands."""
+    from tests.commands import Python
+
+    started = Python()
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

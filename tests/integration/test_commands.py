@@ -13,12 +13,11 @@ import pytest
 
 from de_ray.__main__ import main
 
-REPOSITORY = Path(__file__).parents[2]
+LAUNCH = Path(__file__).parents[2] / "launch.py"
+TEACHER = "problem.teacher.epochs=10"
 QUICK = ["evolution.cycles=3", "evolution.population=6", "evolution.generations=2", "refit.steps=20",
          "refit.final_steps=40", "quantization.trials=4", "quantization.max_bits=4", "quantization.refit_steps=20",
-         "problem.teacher.epochs=10"]
-
-
+         TEACHER]
 PLANTED = "hunter2-planted"
 
 
@@ -28,12 +27,27 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("work")
 
 
-def start(folder, *arguments):
-    environment = os.environ | {"DE_RAY_CACHE": str(folder / "cache")}
-    # What a shell starts in its background ignores Ctrl-C, and so does all that it starts.
-    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=folder, env=environment, text=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.fixture(scope="module")
+def start(python, folder):
+    """A function that starts `python ARGUMENTS` in the working folder."""
+    return lambda *arguments: python.start(*arguments, cwd=folder, env=os.environ | {"DE_RAY_CACHE": f"{folder}/cache"})
+
+
+@pytest.fixture(scope="module")
+def command(start):
+    """A function that waits for `python ARGUMENTS`, checks how it ended, and returns what it printed."""
+    def run(*arguments, expect=0):
+        process = start(*arguments)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == expect, err
+        return out, err
+    return run
+
+
+@pytest.fixture(scope="module")
+def launch(command):
+    """The same for `python launch.py OVERRIDES`."""
+    return lambda *overrides, expect=0: command(LAUNCH, *overrides, expect=expect)
 
 
 def replicas_of(folder):
@@ -47,21 +61,10 @@ def replicas_of(folder):
     return found
 
 
-def command(folder, *arguments, expect=0):
-    process = start(folder, *arguments)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == expect, err
-    return out, err
-
-
-def launch(folder, *overrides, expect=0):
-    return command(folder, REPOSITORY / "launch.py", *overrides, expect=expect)
-
-
 @pytest.fixture(scope="module")
-def serial_run(folder):
+def serial_run(launch, folder):
     """The output folder of a quick run in one process."""
-    launch(folder, "pool=serial", "hydra.run.dir=serial", *QUICK)
+    launch("pool=serial", "hydra.run.dir=serial", *QUICK)
     return folder / "serial"
 
 
@@ -92,22 +95,16 @@ def test_a_run_is_tracked_with_parameters_metrics_by_cycle_and_artifacts(serial_
     assert sum(run.data.tags.get("mlflow.parentRunId") == parent.info.run_id for run in found) == 4
 
 
-def test_ray_and_tune_give_the_serial_runs_file_byte_for_byte(serial_run, folder):
-    launch(folder, "pool.actors=2", "tracking.enabled=false", "hydra.run.dir=ray", *QUICK)
-    assert (folder / "ray/student.der").read_bytes() == (serial_run / "student.der").read_bytes()
-
-
 @pytest.fixture(scope="module")
-def multirun(folder):
+def multirun(start, folder):
     """The folder of a sweep with credentials planted in its address and its environment, and what it printed."""
     work = folder / "multirun_work"
     work.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "DE_RAY_TEST_SECRET"):
             patch.setenv(name, PLANTED)
-        process = start(folder, REPOSITORY / "launch.py", "-m", "evolution.sparsity=0.5,0.8", "pool=serial",
-                        f"tracking.uri='sqlite:///{work}/runs.db?password={PLANTED}'", f"hydra.sweep.dir={work}/sweep",
-                        *QUICK)
+        process = start(LAUNCH, "-m", "evolution.sparsity=0.5,0.8", "pool=serial", f"hydra.sweep.dir={work}/sweep",
+                        f"tracking.uri='sqlite:///{work}/runs.db?password={PLANTED}'", *QUICK)
         printed = process.communicate(timeout=300)
     assert process.returncode == 0, printed[1]
     return work, printed
@@ -153,9 +150,9 @@ def test_checkpoints_and_compressed_files_are_safetensors(multirun):
         assert all("data_offsets" in entry for name, entry in header.items() if name != "__metadata__")
 
 
-def test_a_multirun_that_is_killed_leaves_no_run_running(folder):
-    process = start(folder, REPOSITORY / "launch.py", "-m", "seed=0,1", "pool=serial", "hydra.sweep.dir=killed",
-                    f"tracking.uri=sqlite:///{folder}/killed.db")
+def test_a_multirun_that_is_killed_leaves_no_run_running(start, folder):
+    process = start(LAUNCH, "-m", "seed=0,1", "pool=serial", "hydra.sweep.dir=killed",
+                    f"tracking.uri=sqlite:///{folder}/killed.db", TEACHER)
     deadline = time.monotonic() + 120
     while not list(folder.glob("killed/0/checkpoint/step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -166,12 +163,12 @@ def test_a_multirun_that_is_killed_leaves_no_run_running(folder):
         ("digits seed=0,1", "KILLED", None), ("digits directed 0.9 swept bits seed 0", "KILLED", "digits seed=0,1")}
 
 
-def test_ctrl_c_leaves_a_run_that_continues_to_the_same_file_and_no_processes(serial_run, folder):
-    process = start(folder, REPOSITORY / "launch.py", "pool.actors=2", "tracking.enabled=false", "hydra.run.dir=broken",
-                    *QUICK)
+def test_ctrl_c_leaves_no_processes_and_a_run_that_ray_and_tune_continue_to_the_serial_runs_file(
+        start, launch, serial_run, folder):
+    process = start(LAUNCH, "pool.actors=2", "tracking.enabled=false", "hydra.run.dir=broken", *QUICK)
     deadline = time.monotonic() + 120
     while not replicas_of(folder) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.2)
     while not list((folder / "broken/checkpoint").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -179,29 +176,35 @@ def test_ctrl_c_leaves_a_run_that_continues_to_the_same_file_and_no_processes(se
     assert process.returncode == 130, out + err
     assert "resume=" in out and not (folder / "broken/student.der").exists()
     assert not replicas_of(folder)
-    launch(folder, "resume=broken")
+    launch("resume=broken")
     assert (folder / "broken/student.der").read_bytes() == (serial_run / "student.der").read_bytes()
+    assert list((folder / "broken/sweep").glob("WidthTrial*")), "Tune's records"
 
 
-def test_inspect_shows_each_tensor_and_the_totals(serial_run, folder):
-    out, _ = command(folder, "-m", "de_ray", "inspect", serial_run / "student.der")
+def test_inspect_shows_each_tensor_and_the_totals(command, serial_run):
+    out, _ = command("-m", "de_ray", "inspect", serial_run / "student.der")
     size = (serial_run / "student.der").stat().st_size
     assert "fc1.weight" in out and "64" in out and f"{size:,}" in out and "ratio" in out
 
 
-def test_evaluate_tells_what_the_report_told(serial_run, folder):
-    out, _ = command(folder, "-m", "de_ray", "evaluate", serial_run / "student.der", "problem=digits",
-                     "problem.teacher.epochs=10")
-    told, report = json.loads(out), json.loads((serial_run / "report.json").read_text())
+@pytest.fixture
+def here(folder, monkeypatch):
+    """This process in the working folder, for commands that need none of their own."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DE_RAY_CACHE", str(folder / "cache"))
+
+
+def test_evaluate_tells_what_the_report_told(serial_run, here, capsys):
+    main(["evaluate", str(serial_run / "student.der"), "problem=digits", TEACHER])
+    told, report = json.loads(capsys.readouterr().out), json.loads((serial_run / "report.json").read_text())
     assert told["decoded"]["metrics"] == report["decoded"] and told["teacher"]["metrics"] == report["teacher"]
     assert told["decoded"]["divergence"]["held_out"] == pytest.approx(report["divergence"]["held_out"])
     assert told["ratio"] == report["ratio"]
 
 
-def test_pictures_of_a_problem_that_has_none_are_one_clear_error(serial_run, folder):
-    _, err = command(folder, "-m", "de_ray", "evaluate", serial_run / "student.der", "problem=digits",
-                     "problem.teacher.epochs=10", "--pictures", "digits.png", expect=1)
-    assert err.splitlines()[-1].startswith("error: --pictures='digits.png'") and "Traceback" not in err
+def test_pictures_of_a_problem_that_has_none_are_one_clear_error(serial_run, here):
+    with pytest.raises(SystemExit, match="^error: --pictures='digits.png'"):
+        main(["evaluate", str(serial_run / "student.der"), "problem=digits", TEACHER, "--pictures", "digits.png"])
 
 
 def test_a_folder_for_pictures_that_is_not_there_is_an_error_before_anything_is_read():
@@ -217,32 +220,34 @@ def test_a_folder_for_pictures_that_is_not_there_is_an_error_before_anything_is_
     (["problem=custom", "problem.model=nowhere:build", "problem.calibration=inputs.npy"], "nowhere"),
     (["resume=nowhere"], "resume=nowhere"),
 ])
-def test_a_mistake_is_one_clear_error_before_ray_starts(folder, overrides, message):
-    _, err = launch(folder, *overrides, expect=1)
+def test_a_mistake_is_one_clear_error_before_ray_starts(launch, overrides, message):
+    _, err = launch(*overrides, expect=1)
     assert message in err and "Traceback" not in err
     assert "Ray" not in err
 
 
-def test_a_file_that_is_not_ours_is_one_clear_error(folder):
+def test_a_file_that_is_not_ours_is_one_clear_error(command, folder):
     (folder / "other.der").write_bytes(b"something else")
-    _, err = command(folder, "-m", "de_ray", "inspect", "other.der", expect=1)
+    _, err = command("-m", "de_ray", "inspect", "other.der", expect=1)
     assert err.startswith("error: ") and err.count("\n") == 1
 
 
-def test_a_users_own_model_is_compressed_from_the_command_line(folder):
+def test_a_users_own_model_is_compressed_from_the_command_line(command, launch, folder):
     (folder / "mine.py").write_text(
         "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n"
         "    return nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))\n")
     script = "import numpy as np; np.save('inputs.npy', np.random.default_rng(0).normal(size=(80, 2, 8)).astype('f4'))"
-    command(folder, "-c", script)
-    launch(folder, "problem=custom", "problem.model=mine:build", "problem.calibration=inputs.npy",
-           "evolution.sparsity=0.5", "pool.actors=1", "tracking.enabled=false", "hydra.run.dir=mine", *QUICK[:-1])
+    command("-c", script)
+    launch("problem=custom", "problem.model=mine:build", "problem.calibration=inputs.npy",
+           "evolution.sparsity=0.5", "pool.actors=1", "tracking.enabled=false", "hydra.run.dir=mine",
+           "quantization.bits=4", *QUICK[:-1])
     load = "import de_ray, mine; print(de_ray.load('mine/student.der', model=mine.build())[0].weight.shape)"
-    assert "[6, 2, 3]" in command(folder, "-c", load)[0]
+    assert "[6, 2, 3]" in command("-c", load)[0]
 
 
 def test_reading_a_file_imports_no_heavy_package(serial_run, folder):
     code = ("import sys\nfor name in ('ray', 'hydra', 'omegaconf', 'mlflow', 'ultralytics'):\n"
             "    sys.modules[name] = None\n"
             "import de_ray\nprint(len(de_ray.load('serial/student.der')))")
-    assert command(folder, "-c", code)[0].strip() == "6"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert ended.stdout.strip() == "6", ended.stderr

@@ -13,8 +13,10 @@ from de_ray.student import Student
 from tests.networks import mlp_problem
 
 
-@pytest.fixture
-def session():
+@pytest.fixture(scope="module")
+def no_session():
+    """Refit starts Ray itself."""
+    ray.shutdown()
     yield
     ray.shutdown()
 
@@ -34,7 +36,7 @@ def refitted(workers):
     return student, refit.state(), generator.get_state(), curve
 
 
-def test_two_workers_refit_as_one_does(session):
+def test_two_workers_refit_as_one_does(no_session):
     one, moments, drawn, curve = refitted(1)
     two, moments_of_two, drawn_by_two, curve_of_two = refitted(2)
     assert curve_of_two == pytest.approx(curve, rel=1e-3)
@@ -45,7 +47,7 @@ def test_two_workers_refit_as_one_does(session):
     assert torch.equal(drawn, drawn_by_two), "later draws go on from the same place"
 
 
-def test_a_divergence_that_explodes_is_the_same_error_as_with_one_worker(session):
+def test_a_divergence_that_explodes_is_the_same_error_as_with_one_worker(no_session):
     problem = mlp_problem()
     student = Student(problem.teacher, problem.layers)
     refit = build_refit(student, problem, RefitConfig(steps=20, batch=32, workers=2, learning_rate=1e30))

@@ -46,7 +46,14 @@ def digits(tmp_path_factory):
         yield build_problem(ProblemConfig(name="digits", calibration_size=512, teacher=teacher), 0)
 
 
-@pytest.mark.parametrize("bits", [None, 4])
+@pytest.fixture(scope="module")
+def plain(digits, tmp_path_factory):
+    """What a run of the plain small configuration gives, and the folder that it has left its checkpoints in."""
+    folder = tmp_path_factory.mktemp("plain")
+    return run(digits, small(), folder), folder
+
+
+@pytest.mark.parametrize("bits", [None, 3])
 def test_a_target_of_size_is_met_and_used(digits, bits):
     config = dataclasses.replace(small(quantization={"bits": bits}), target_ratio=30.0)
     report = run(digits, config).report
@@ -85,8 +92,8 @@ def test_digits_keep_their_accuracy_at_ninety_percent_sparsity(digits, tmp_path)
         assert torch.equal(loaded(digits.held_out), result.model(digits.held_out))
 
 
-def test_the_report_counts_the_zeros_that_are_in_the_file(digits):
-    result = run(digits, small())
+def test_the_report_counts_the_zeros_that_are_in_the_file(plain):
+    result, _ = plain
     weights = [value for name, value in result.model.state_dict().items() if name.endswith("weight")]
     zeros = sum(int((w == 0).sum()) for w in weights)
     assert result.report["sparsity"] == pytest.approx(zeros / sum(w.numel() for w in weights))
@@ -96,16 +103,15 @@ def test_the_report_counts_the_zeros_that_are_in_the_file(digits):
         assert lines[f"{layer['name']}.weight"].levels <= 2 ** layer["bits"]
 
 
-def test_one_seed_gives_one_file_and_another_seed_another(digits):
-    config = small()
-    first = run(digits, config).data
-    assert run(digits, config).data == first
-    assert run(digits, dataclasses.replace(config, seed=1)).data != first
+def test_one_seed_gives_one_file_and_another_seed_another(digits, plain):
+    first = plain[0].data
+    assert run(digits, small()).data == first
+    assert run(digits, dataclasses.replace(small(), seed=1)).data != first
 
 
-def test_labels_do_not_reach_the_file(digits):
+def test_labels_do_not_reach_the_file(digits, plain):
     blind = dataclasses.replace(digits, metrics=lambda model: {})
-    assert run(blind, small()).data == run(digits, small()).data
+    assert run(blind, small()).data == plain[0].data
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "fisher", "obs", "uniform"])
@@ -128,10 +134,18 @@ class Killed(Exception):
     """Stands for whatever ends a run."""
 
 
+ADAPTIVE = {"schedule": "adaptive"}
+
+
+@pytest.fixture(scope="module")
+def whole(digits):
+    """The file of a run that nothing ended."""
+    return run(digits, small(evolution=ADAPTIVE)).data
+
+
 @pytest.mark.parametrize("at", [1, 3, 5])
-def test_a_run_that_was_ended_continues_to_the_same_file(digits, tmp_path, at):
-    config = small(evolution={"schedule": "adaptive"})
-    whole = run(digits, config).data
+def test_a_run_that_was_ended_continues_to_the_same_file(digits, whole, tmp_path, at):
+    config = small(evolution=ADAPTIVE)
 
     def end(record, total):
         if record.cycle == at:
@@ -146,13 +160,12 @@ def test_a_run_that_was_ended_continues_to_the_same_file(digits, tmp_path, at):
     assert len(continued.report["history"]) == 5
 
 
-def test_a_checkpoint_of_another_configuration_is_refused_by_the_key_that_differs(digits, tmp_path):
-    config = small()
-    run(digits, config, tmp_path)
-    assert checkpoint.latest(tmp_path).done == 5
+def test_a_checkpoint_of_another_configuration_is_refused_by_the_key_that_differs(digits, plain):
+    _, folder = plain
+    assert checkpoint.latest(folder).done == 5
     other = small(evolution={"sparsity": 0.8})
     with pytest.raises(ValueError, match=r"evolution\.sparsity=0\.9 then, 0\.8 now"):
-        run(digits, other, tmp_path)
+        run(digits, other, folder)
 
 
 def test_least_squares_refit_runs_through_the_pipeline(digits):

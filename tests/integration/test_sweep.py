@@ -15,6 +15,7 @@ from de_ray.quantization.choice import LevelChoice
 from de_ray.quantization.goal import WithinDivergence
 from de_ray.quantization.sweep import sweep
 from de_ray.quantization.table import SensitivityTable
+from tests.clusters import shared_session
 
 CONFIG = QuantizationConfig()
 GOAL = WithinDivergence(0.045, 0.03)
@@ -68,18 +69,14 @@ def make_table(bits_offset=0):
 
 @pytest.fixture(scope="module")
 def pool():
+    shared_session()
     # Workers cannot import a test module, so that its classes have to travel themselves.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=1, include_dashboard=False, logging_level="WARNING", log_to_driver=False)
-    # The actor owns the only CPU: a trial that asked for one would never start.
-    actor = ray.remote(num_cpus=1)(Replica).remote()
+    # The actor owns all CPUs: a trial that asked for one would never start.
+    actor = ray.remote(num_cpus=ray.cluster_resources()["CPU"])(Replica).remote()
     yield ActorPool(actor)
     ray.kill(actor)
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    if started:
-        ray.shutdown()
 
 
 def test_tune_gives_the_list_of_the_search_in_process_quietly(pool, tmp_path, capfd):

@@ -4,8 +4,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +22,7 @@ SPACE = ["~sweep.space.refit", "sweep.space.evolution.sparsity=[0.6]", "sweep.sp
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
+def swept(python, tmp_path_factory):
     """(working folder, exit code of the sweep that was killed after its first trial, files then, output of the
     resumed one)."""
     work = tmp_path_factory.mktemp("swept")
@@ -35,8 +33,8 @@ def swept(tmp_path_factory):
                                 "MLFLOW_TRACKING_URI": f"sqlite:///{work}/runs.db?password={PLANTED}"}
 
     def launch(*overrides):
-        return subprocess.Popen([sys.executable, str(REPOSITORY / "launch.py"), *overrides], cwd=work, text=True,
-                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return python.start(REPOSITORY / "launch.py", *overrides, cwd=work, env=environment)
+
     try:
         process = launch("+sweep=tune", *SPACE, *QUICK, "hydra.run.dir=sweep")
         deadline = time.monotonic() + 300

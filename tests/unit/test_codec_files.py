@@ -117,9 +117,23 @@ locator.ensure_cache_path = refuse
 """
 
 
-@pytest.mark.parametrize("before", ["", READ_ONLY], ids=["", "and no writable package folder"])
-def test_reading_needs_no_ray_hydra_mlflow_or_ultralytics(before: str, tmp_path: Path) -> None:
-    write_atomically(tmp_path / "net", codec.encode([QuantizedTensor("w", sparse((5, 5), 0.3, 0), step=np.float32(1))]))
-    done = subprocess.run([sys.executable, "-c", before + READ, str(tmp_path / "net")], capture_output=True, text=True,
-                          env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, check=False)
-    assert done.stdout.strip() == "torch.Size([5, 5])", done.stderr
+def read_elsewhere(before: str, after: str, data: bytes, folder: Path) -> str:
+    """What a process prints that reads a file and keeps compiled kernels of its own in a folder, if anywhere."""
+    write_atomically(folder / "net", data)
+    done = subprocess.run([sys.executable, "-c", before + READ + after, str(folder / "net")], capture_output=True,
+                          text=True, env={**os.environ, "XDG_CACHE_HOME": str(folder)}, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_reading_needs_no_ray_hydra_mlflow_or_ultralytics(tmp_path: Path) -> None:
+    data = codec.encode([QuantizedTensor("w", sparse((5, 5), 0.3, 0), step=np.float32(1))])
+    assert read_elsewhere("", "", data, tmp_path) == "torch.Size([5, 5])"
+
+
+def test_reading_needs_no_writable_package_folder_and_keeps_kernels_with_the_users_files(tmp_path: Path) -> None:
+    # A kernel that compiles in an instant stands for the others: all need a place as they are defined.
+    after = "from de_ray.codec.model import _bit_length\nprint(_bit_length(5))\n"
+    data = codec.encode([], {"w": torch.zeros(5, 5)})
+    assert read_elsewhere(READ_ONLY, after, data, tmp_path) == "torch.Size([5, 5])\n3"
+    assert list(tmp_path.rglob("model._bit_length*.nbi")), "compiled, and kept"

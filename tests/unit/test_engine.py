@@ -1,6 +1,7 @@
 """The engine: the same numbers as full forward passes, whatever the network, and nothing run or kept needlessly."""
 
 import copy
+import functools
 import logging
 
 import numpy as np
@@ -153,11 +154,17 @@ def naive(problem, candidate):
     return mean_divergence(problem, model, problem.calibration)
 
 
+@functools.cache
+def replica_of(name, precision="float32"):
+    """A problem and its replica, which no evaluation changes. Capturing takes longer than what tests ask of it."""
+    problem = problem_of(name)
+    return problem, Replica(ReplicaSetup(problem, 8, "cpu", 1, screen_precision=precision))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.97])
 def test_each_layers_candidates_have_the_fitness_of_full_forwards(name, share):
-    problem = problem_of(name)
-    replica = Replica(ReplicaSetup(problem, 8, "cpu", 1))
+    problem, replica = replica_of(name)
     assert isinstance(replica._runner, Engine)
     rng = np.random.default_rng(0)
     layers = range(len(problem.layers))
@@ -190,8 +197,8 @@ def test_numbers_stay_right_after_commits_and_refits(name):
 
 
 def test_only_what_depends_on_a_layer_is_run_again():
-    problem = problem_of("pyramid")
-    engine = Replica(ReplicaSetup(problem, 8, "cpu", 1))._runner
+    problem, replica = replica_of("pyramid")
+    engine = replica._runner
     names = [layer.name for layer in problem.layers]
     whole = len(engine.suffix((names.index("fine"),)).plan)
     assert len(engine.suffix((names.index("large"),)).plan) <= 3 < whole
@@ -270,9 +277,8 @@ def test_the_cache_keeps_what_the_present_call_wants_and_drops_what_only_earlier
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("share", [0.3, 0.97])
 def test_lower_precision_screens_and_leaves_everything_else_exact(name, share):
-    problem = problem_of(name)
-    exact, rough = (Replica(ReplicaSetup(problem, 8, "cpu", 1, screen_precision=precision))
-                    for precision in ("float32", "bfloat16"))
+    problem, exact = replica_of(name)
+    _, rough = replica_of(name, "bfloat16")
     rng = np.random.default_rng(0)
     layers = range(len(problem.layers))
     candidates = [sets(problem, layers, share, rng) for _ in range(3)]

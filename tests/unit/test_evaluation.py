@@ -109,24 +109,17 @@ def test_a_students_state_survives_a_round_trip():
         assert torch.equal(other.state()[key], value), key
 
 
-@pytest.fixture(scope="module")
-def four_cpus():
-    """A Ray session that takes the machine for one of four CPUs."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def fill(pool, count):
     """Evaluate until `count` actors have started; returns their process ids."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(pool.actors) < count and time.monotonic() < deadline:
         pool.evaluate([()], [0])
+        time.sleep(0.1)  # what starts needs the processor
     return [ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) for actor in pool.actors]
 
 
-@pytest.mark.parametrize("actors", [1, 2, 4])
-def test_actors_give_the_serial_pools_numbers_bit_for_bit(four_cpus, actors):
+@pytest.mark.parametrize("actors", [1, 3])
+def test_actors_give_the_serial_pools_numbers_bit_for_bit(session, actors):
     problem = branchy_problem()
     candidates, more = random_candidates(problem, 12), random_candidates(problem, 5, seed=1)
     results = []
@@ -144,7 +137,7 @@ def test_actors_give_the_serial_pools_numbers_bit_for_bit(four_cpus, actors):
         np.testing.assert_array_equal(serial, parallel)
 
 
-def test_a_killed_actor_changes_no_fitness(four_cpus):
+def test_a_killed_actor_changes_no_fitness(session):
     problem = mlp_problem()
     candidates = random_candidates(problem, 60)
     student = Student(problem.teacher, problem.layers)
@@ -160,14 +153,14 @@ def test_a_killed_actor_changes_no_fitness(four_cpus):
         np.testing.assert_array_equal(pool.evaluate(candidates, [0]), expected)
 
 
-def test_a_replica_that_raises_is_one_clear_error(four_cpus):
+def test_a_replica_that_raises_is_one_clear_error(session):
     problem = mlp_problem()
     with build_pool(problem, PoolConfig(actors=1), Student(problem.teacher, problem.layers)) as pool:
         with pytest.raises(EvaluationError, match="out of bounds"):
             pool.evaluate([(ZeroingSet(0, np.array([10**6])),)], [0])
 
 
-def test_a_client_evaluates_on_the_pools_actors_from_another_process(four_cpus):
+def test_a_client_evaluates_on_the_pools_actors_from_another_process(session):
     problem = mlp_problem()
     candidates = random_candidates(problem, 6)
     with build_pool(problem, PoolConfig(actors=2), Student(problem.teacher, problem.layers)) as pool:
@@ -175,17 +168,17 @@ def test_a_client_evaluates_on_the_pools_actors_from_another_process(four_cpus):
         np.testing.assert_array_equal(ray.get(evaluate.remote(pool.client())), pool.evaluate(candidates, [0]))
 
 
-def test_more_actors_than_the_cluster_has_room_for_are_refused_before_any_starts(four_cpus):
+def test_more_actors_than_the_cluster_has_room_for_are_refused_before_any_starts(session):
     problem = mlp_problem()
     with pytest.raises(ValueError, match="pool.actors=50"):
         build_pool(problem, PoolConfig(actors=50), Student(problem.teacher, problem.layers))
 
 
-def test_no_actor_outlives_its_pool(four_cpus):
+def test_no_actor_outlives_its_pool(session):
     problem = mlp_problem()
-    with build_pool(problem, PoolConfig(actors=2), Student(problem.teacher, problem.layers)) as pool:
+    with build_pool(problem, PoolConfig(actors=1), Student(problem.teacher, problem.layers)) as pool:
         assert isinstance(pool, RayPool)
-        pids = fill(pool, 2)
+        pids = fill(pool, 1)
     deadline = time.monotonic() + 20
     while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -4,6 +4,7 @@ import http.server
 import json
 import logging
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -25,6 +26,7 @@ from de_ray.problem.build import build_architecture
 from de_ray.redact import without_credentials
 from de_ray.serving import BATCH, Predictor, saver
 from de_ray.tracking import SETTINGS, Tracker, flatten
+from de_ray.tracking_store import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +38,27 @@ def environment(monkeypatch):
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    """A working folder of its own, with the default store in it."""
+def fresh_store(tmp_path, monkeypatch):
+    """A working folder of its own, where the default store is still to be made."""
     monkeypatch.chdir(tmp_path)
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """A store without runs. To make one takes MLflow longer than most tests take."""
+    folder = tmp_path_factory.mktemp("empty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        open_store(None)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(fresh_store, empty_store, tmp_path):
+    """A working folder of its own, with the default store in it."""
+    shutil.copy(empty_store, tmp_path)
+    return fresh_store
 
 
 def runs(store, experiment="de-ray"):
@@ -124,7 +143,7 @@ def test_artifacts_go_beside_the_default_store(store, tmp_path):
     assert [path.name for path in (tmp_path / "mlartifacts").rglob("figures/*")] == ["course.png"]
 
 
-def test_a_fresh_store_is_whole_quiet_and_made_in_seconds(store, tmp_path, capfd):
+def test_a_fresh_store_is_whole_quiet_and_made_in_seconds(fresh_store, tmp_path, capfd):
     started = time.monotonic()
     Tracker.start(TrackingConfig(), "run", {}).end("FINISHED")
     assert time.monotonic() - started < 15
@@ -134,13 +153,13 @@ def test_a_fresh_store_is_whole_quiet_and_made_in_seconds(store, tmp_path, capfd
     assert capfd.readouterr() == ("", "")
 
 
-def test_processes_that_start_together_share_a_fresh_store(store, tmp_path):
+def test_processes_that_start_together_share_a_fresh_store(fresh_store, tmp_path):
     code = ("from de_ray.config import TrackingConfig; from de_ray.tracking import Tracker; import sys\n"
             "Tracker.start(TrackingConfig(), sys.argv[1], {}).end('FINISHED')")
     started = [subprocess.Popen([sys.executable, "-c", code, str(i)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
                for i in range(2)]
     assert [process.communicate()[1] for process in started] == ["", ""]
-    _, found = runs(store)
+    _, found = runs(fresh_store)
     assert {(run.info.run_name, run.info.status) for run in found} == {(str(i), "FINISHED") for i in range(2)}
 
 
@@ -290,7 +309,7 @@ def test_flattening_gives_dotted_keys_and_text_for_lists():
     assert flat["problem.teacher.seed"] == 0
 
 
-def test_the_environments_address_is_used_where_the_configuration_gives_none(store, tmp_path, monkeypatch):
+def test_the_environments_address_is_used_where_the_configuration_gives_none(fresh_store, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'elsewhere.db'}")
     Tracker.start(TrackingConfig(), "run", {}).end("FINISHED")
     assert not (tmp_path / "mlflow.db").exists()
