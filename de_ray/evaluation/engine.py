@@ -89,9 +89,9 @@ class Engine:
 
     def committed(self, candidate: Candidate) -> None:
         """The student's masks changed: forget what depends on them."""
-        touched = tuple(change.layer for change in candidate)
-        if touched:
-            stale = self.suffix(touched).plan
+        weights = [node for change in candidate for node in self._readers[change.layer]]
+        if weights:
+            stale = self.program.dependents(weights)
             self._activations.forget({*stale, *(("innermost", node) for node in stale)})
 
     def refitted(self) -> None:
