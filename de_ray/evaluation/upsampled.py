@@ -84,14 +84,10 @@ def convolved(small: Tensor, weight: Tensor, axes: Sequence[Axis]) -> Iterator[t
         (where in the result's spatial axes, values [N, R, ...] there), for each phase; together they are the whole.
     """
     rows = len(weight)
-    folded = weight.unsqueeze(0)  # [phases, R, C, ...]
-    for axis in axes:
-        # The kernel's next axis goes, and [f, taps] come behind the others.
-        folded = torch.tensordot(folded, _fold(axis).to(weight), ([3], [2]))
-        folded = folded.movedim(-2, 1).flatten(0, 1)
+    folded = _folded(weight, tuple(axes))
     margins = [margin for axis in reversed(axes) for margin in axis.margins]
     padded = functional.pad(small, margins) if any(margins) else small
-    found = CONVOLUTIONS[len(axes)](padded, folded.flatten(0, 1))  # [N, phases * R, ...]
+    found = CONVOLUTIONS[len(axes)](padded, folded)  # [N, phases * R, ...]
     for index, phase in enumerate(product(*(range(axis.factor) for axis in axes))):
         pairs = list(zip(axes, phase, strict=True))
         there = tuple(slice(p, axis.size, axis.factor) for axis, p in pairs)
@@ -99,11 +95,23 @@ def convolved(small: Tensor, weight: Tensor, axes: Sequence[Axis]) -> Iterator[t
         yield there, found[(slice(None), slice(index * rows, (index + 1) * rows), *mine)]
 
 
+def _folded(weight: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+    """[R, C, ...] -> [phases * R, C, taps...], with input channels innermost in memory."""
+    rows, columns = weight.shape[:2]
+    places = weight.flatten(2).transpose(1, 2)  # [R, k, C], k all places of the kernel
+    found = torch.matmul(_fold(axes).to(weight), places)  # [R, phases * taps, C]
+    found = found.unflatten(1, (-1, math.prod(axis.taps for axis in axes))).transpose(0, 1).flatten(0, 1)
+    return found.transpose(1, 2).unflatten(2, [axis.taps for axis in axes])
+
+
 @lru_cache(maxsize=256)
-def _fold(axis: Axis) -> Tensor:
-    """[f, taps, k]: which taps of the kernel a phase adds up."""
-    fold = torch.zeros(axis.factor, axis.taps, axis.kernel)
-    for p, row in enumerate(axis.offsets):
-        for t, offset in enumerate(row):
-            fold[p, offset - min(row), t] = 1
-    return fold
+def _fold(axes: tuple[Axis, ...]) -> Tensor:
+    """[phases * taps, k]: which places of the kernel each tap of a phase adds up."""
+    fold = torch.ones(1, 1, 1)
+    for axis in axes:
+        one = torch.zeros(axis.factor, axis.taps, axis.kernel)
+        for p, row in enumerate(axis.offsets):
+            for t, offset in enumerate(row):
+                one[p, offset - min(row), t] = 1
+        fold = torch.kron(fold, one)
+    return fold.flatten(0, 1)
