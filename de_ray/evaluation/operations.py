@@ -37,6 +37,11 @@ class WeightedOp:
     arguments: tuple = ()
     """stride, padding, dilation and groups as the convolution takes them."""
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a linear layer of inputs [N, D]."""
+        return self.spatial == 0 and self.inputs.meta["val"].ndim == 2
+
     def run(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operation itself: [N, ...] with any weight [R, ...]."""
         if self.spatial == 0:

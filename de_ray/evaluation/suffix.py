@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx
 
 from de_ray.evaluation.edits import LayerChange
-from de_ray.evaluation.operations import WeightedOp, room, weighted_op
+from de_ray.evaluation.operations import WeightedOp, aten, room, weighted_op
 from de_ray.evaluation.program import Program, Values, execute, last_uses
-from de_ray.evaluation.split import Split, splits
 from de_ray.evaluation.sparse import add_products, samples_innermost, transposed_rows
+from de_ray.evaluation.split import Split, splits
 
 FLOAT = 4
 """Bytes."""
@@ -61,12 +61,27 @@ class Suffix:
         self._repeated = {node for node in [*self.cut, *self.constant] if node not in added
                           and program.holds_samples(node)} if self.stackable else set()
         """Outer values that are repeated for each candidate."""
+        self.rectified = self._rectified()
+        """Linear layers whose candidates' results are rectified as they are computed -> the operation that did that."""
         self._last = last_uses(self.plan, self._reads)
         self._bytes: dict[int, int] = {}
 
     def _reads(self, node: fx.Node) -> list[fx.Node]:
         """What an operation is computed from."""
         return self.splits[node].reads if node in self.splits else node.all_input_nodes
+
+    def _rectified(self) -> dict[fx.Node, fx.Node]:
+        users: dict[fx.Node, list[fx.Node]] = {}
+        for node in self.plan:
+            for one in self._reads(node):
+                users.setdefault(one, []).append(node)
+        found = {}
+        for op in self.roots:
+            readers = users.get(op.node, [])
+            if op.is_matrix and [one.target for one in readers] == [aten.relu.default] \
+                    and op.node not in self.program.result_nodes:
+                found[op.node] = readers[0]
+        return found
 
     def _needed(self, plan: list[fx.Node]) -> list[fx.Node]:
         """Of the operations that depend on the layers, those that the results need."""
@@ -122,7 +137,8 @@ class Suffix:
         Args:
             changes: of each candidate, by layer; one candidate unless the suffix is stackable.
             given: values of `needs`, [N, ...] each.
-            innermost: root operation's node -> its inputs as `sparse.samples_innermost` lays them out.
+            innermost: root operation's node -> its inputs as `sparse.samples_innermost` lays them out, and of those on
+                matrices ("result", node) -> the student's own result [R, N].
             samples: N.
 
         Returns:
@@ -137,6 +153,7 @@ class Suffix:
         live: Values = dict(self.program.state)
         copies: Values = {}
         count = len(changes)
+        done: set[fx.Node | None] = set()
 
         def value_of(node: fx.Node) -> Any:
             if node in live:
@@ -152,6 +169,8 @@ class Suffix:
             copies.clear()
             if node in self.splits:
                 return self.splits[node].run(value_of, self.program.shape(node, count * samples))
+            if node in done:
+                return live[node.args[0]]
             op = self.ops.get(node)
             if op is None:
                 return self.program.call(node, value_of)
@@ -159,6 +178,10 @@ class Suffix:
             bias = None if op.bias is None else value_of(op.bias)
             if op.inputs in live:
                 return self._below(op, mine, bias, live[op.inputs], samples)
+            if op.node in innermost and op.is_matrix and all(one.delta is not None for one in mine):
+                rectify = self.rectified.get(node)
+                done.add(rectify)
+                return _transposed(mine, innermost["result", node], innermost[node], rectify is not None)
             return self._at_root(op, mine, bias, given, innermost)
 
         execute(self.plan, self._last, live, set(self.program.result_nodes), compute)
@@ -170,8 +193,6 @@ class Suffix:
         """All candidates from the same inputs: corrections of the student's own result."""
         base, inputs = given[op.node], given[op.inputs]
         samples = len(base)
-        if op.spatial == 0 and base.ndim == 2 and all(change.delta is not None for change in changes):
-            return _transposed(changes, base, innermost[op.node].reshape(inputs.shape[1], samples))
         if len(changes) == 1 and changes[0].delta is None and changes[0].survivors is None:
             with changes[0].applied() as weight:
                 return op.run(inputs, weight, bias)
@@ -202,14 +223,14 @@ class Suffix:
         return torch.cat(found) if len(found) > 1 else found[0]
 
 
-def _transposed(changes: Sequence[LayerChange], base: Tensor, inputs: np.ndarray) -> Tensor:
-    """Corrections of a linear layer's result [N, R] for K candidates: [K * N, R], with samples innermost in memory.
+def _transposed(changes: Sequence[LayerChange], base: np.ndarray, inputs: np.ndarray, rectify: bool) -> Tensor:
+    """Corrections of a linear layer's result [R, N] for K candidates: [K * N, R], with samples innermost in memory.
 
     Element-wise operations keep that layout, and a matrix product takes it as it is.
     """
-    rows_first = base.t().contiguous().numpy()  # [R, N]
     # PyTorch's memory is aligned alike in every process, on which the rounding of a product may depend; NumPy's is not.
-    out = torch.empty(base.shape[1], len(changes), len(base))
+    out = torch.empty(len(base), len(changes), base.shape[1])
+    inputs = inputs.reshape(-1, base.shape[1])  # [D, N]
     for k, change in enumerate(changes):
-        transposed_rows(out.numpy(), k, rows_first, inputs, change.delta)
-    return out.view(base.shape[1], -1).t()
+        transposed_rows(out.numpy(), k, base, inputs, change.delta, rectify)
+    return out.view(len(base), -1).t()
