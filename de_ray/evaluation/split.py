@@ -1,9 +1,10 @@
 """Linear layers and convolutions of which a suffix has to run a part only.
 
-They are linear: where a concatenation's inputs are joined, and only some of them depend on the changed layers, the result
-is the sum of what the others contribute, which is kept with the bias, and of the convolution of the changed channels
-alone. Channels that were upsampled are convolved before it (`upsampled.py`). Between concatenation or upsampling and the
-convolution there may be functions that act on each channel by itself: they are carried out before it instead.
+They are linear. Where a concatenation's inputs are joined, and only some of them depend on the changed layers, the
+result is the sum of what the others contribute, which is kept with the bias, and of the convolution of the changed
+channels alone. Channels that were upsampled are convolved before it (`upsampled.py`). Between concatenation or
+upsampling and the convolution there may be functions that act on each channel by itself: they are carried out before it
+instead.
 """
 
 import math
@@ -127,7 +128,9 @@ def splits(program: Program, plan: Collection[fx.Node], changed: Collection[fx.N
     found = {}
     for node in plan:
         op = weighted_op(node)
-        if op is not None and node not in changed and op.groups == 1 and op.inputs in inside and op.weight not in inside:
+        # Where the weight itself is computed from a changed one, nothing is known of it.
+        whole = op is None or node in changed or op.groups > 1 or op.inputs not in inside or op.weight in inside
+        if not whole:
             split = _Splitter(program, op, inside).split()
             if split is not None and op.weight.meta["val"][0].numel() - split.products > PASS:
                 found[node] = split
@@ -154,8 +157,8 @@ class _Splitter:
 
     def split(self) -> Split | None:
         """How to compute the operation, or None where it has to be run whole."""
-        inputs, op = self._op.inputs.meta["val"], self._op
-        if inputs.ndim != (op.spatial + 2 if op.spatial else inputs.ndim):
+        op = self._op
+        if op.spatial and op.inputs.meta["val"].ndim != op.spatial + 2:  # a single sample without a batch axis
             return None
         changed, constant, start = [], [], 0
         for part in self._parts(op.inputs):
@@ -173,8 +176,8 @@ class _Splitter:
             kept = self._program.derive(of_channels, [one.node for one in constant], op.weight, op.bias)
         plain = tuple(one for one in changed if one.axes is None)
         kernel = math.prod(op.weight.meta["val"].shape[2:])
-        return Split(op, plain, upsampled, kept, sum((one.stop - one.start) * (products(one.axes) if one.axes else kernel)
-                                                     for one in changed))
+        run = sum((one.stop - one.start) * (products(one.axes) if one.axes else kernel) for one in changed)
+        return Split(op, plain, upsampled, kept, run)
 
     def _parts(self, node: fx.Node) -> list[_Part]:
         """A value's channels in order, by what they depend on."""
@@ -224,7 +227,9 @@ def _axis(op: WeightedOp) -> int:
 def _factors(node: fx.Node) -> tuple[int, ...] | None:
     """By which an upsampling repeats every position along each axis; None: not all of them equally often."""
     small, large = (one.meta["val"].shape[2:] for one in (node.args[0], node))
-    if not all(isinstance(length, int) for length in (*small, *large)) or any(b % a for a, b in zip(small, large)):
+    if not all(isinstance(length, int) for length in (*small, *large)):
+        return None
+    if any(b % a for a, b in zip(small, large, strict=True)):
         return None
     factors = tuple(b // a for a, b in zip(small, large, strict=True))
     numbers = torch.arange(math.prod(small), dtype=torch.float64).reshape(1, 1, *small)

@@ -1,10 +1,10 @@
 """Convolutions of nearest-neighbour upsampled maps, computed on the small map.
 
-Upsampled f-fold, small position i is read at positions f i to f i + f - 1. Output position f j + p, of phase p, sums taps
-t of the kernel at upsampled positions f j + p + t D - P (D the dilation, P the padding), which are those of the small map
-at j + floor((p + t D - P) / f). Taps that fall together are added up beforehand: a 3 x 3 kernel over a map that was
-upsampled twofold is four 2 x 2 kernels, 2.25 times fewer products. Padding stays exact, since f divides the upsampled
-length: a zero beyond the one map's edge is a zero beyond the other's.
+Upsampled f-fold, small position i is read at positions f i to f i + f - 1. Output position f j + p, of phase p, sums
+taps t of the kernel at upsampled positions f j + p + t D - P (D the dilation, P the padding), which are those of the
+small map at j + floor((p + t D - P) / f). Taps that fall together are added up beforehand: a 3 x 3 kernel over a map
+that was upsampled twofold is four 2 x 2 kernels, 2.25 times fewer products. Padding stays exact, since f divides the
+upsampled length: a zero beyond the one map's edge is a zero beyond the other's.
 """
 
 import math

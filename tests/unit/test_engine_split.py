@@ -41,7 +41,7 @@ class Neck(nn.Module):
 
 
 class Dense(nn.Module):
-    """Each layer reads all before it, side by side; a sum that no split may look through; a linear head of two inputs."""
+    """Each layer reads all before it, side by side; a sum that no split looks through; a head of two inputs."""
 
     def __init__(self) -> None:
         super().__init__()
