@@ -41,13 +41,19 @@ class LayerChange:
         self._weight = student.weights[edit.layer].data
         self.delta: Entries | None = None
         """What differs from the student's weight, where that is cheaper than the whole weight."""
-        if isinstance(edit, ZeroingSet):
-            changed = torch.from_numpy(np.concatenate([edit.zero, edit.revive])).to(self._weight.device)
-            dormant = student.dormant[edit.layer].view(-1)
-            self._indices = changed
-            self._values = torch.cat([dormant.new_zeros(len(edit.zero)), dormant[changed[len(edit.zero):]]])
-            if self._pays(len(changed)):
-                self.delta = self._difference()
+        self._dormant = student.dormant[edit.layer]
+        if isinstance(edit, ZeroingSet) and self._pays(len(edit.zero) + len(edit.revive)):
+            self.delta = self._difference()
+
+    @cached_property
+    def _indices(self) -> Tensor:
+        return torch.from_numpy(np.concatenate([self._edit.zero, self._edit.revive])).to(self._weight.device)
+
+    @cached_property
+    def _values(self) -> Tensor:
+        dormant = self._dormant.view(-1)
+        zeroed = len(self._edit.zero)
+        return torch.cat([dormant.new_zeros(zeroed), dormant[self._indices[zeroed:]]])
 
     @cached_property
     def survivors(self) -> Entries | None:
@@ -64,9 +70,15 @@ class LayerChange:
         return self._weight.device.type == "cpu" and count * SPARSE_COST < self._weight.numel()
 
     def _difference(self) -> Entries:
-        delta = self._values - self._weight.view(-1)[self._indices]
-        order = torch.argsort(self._indices)
-        return entries(tuple(self._weight.shape), self._indices[order].numpy(), delta[order].numpy())
+        # In NumPy, whose calls take a fraction of PyTorch's time on so few numbers.
+        weight, dormant = self._weight.view(-1).numpy(), self._dormant.view(-1).numpy()
+        zero, revive = self._edit.zero, self._edit.revive
+        if not len(revive):
+            return entries(tuple(self._weight.shape), zero, -weight[zero])
+        indices = np.concatenate([zero, revive])
+        delta = np.concatenate([-weight[zero], dormant[revive] - weight[revive]])
+        order = np.argsort(indices)
+        return entries(tuple(self._weight.shape), indices[order], delta[order])
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[Tensor]:

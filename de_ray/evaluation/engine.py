@@ -1,13 +1,13 @@
 """Evaluates candidates by running only what depends on the layers that they change."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor, fx
 
 from de_ray.device import precision
-from de_ray.evaluation.activations import Activations
+from de_ray.evaluation.activations import Activations, Key
 from de_ray.evaluation.edits import Edit, LayerChange
 from de_ray.evaluation.program import Program, Values
 from de_ray.evaluation.sparse import samples_innermost
@@ -89,10 +89,10 @@ class Engine:
 
     def committed(self, candidate: Candidate) -> None:
         """The student's masks changed: forget what depends on them."""
-        touched = tuple(change.layer for change in candidate)
-        if touched:
-            stale = self.suffix(touched).plan
-            self._activations.forget({*stale, *(("innermost", node) for node in stale)})
+        weights = [node for change in candidate for node in self._readers[change.layer]]
+        if weights:
+            stale = self.program.dependents(weights)
+            self._activations.forget({*stale, *((kind, node) for kind in ("innermost", "result") for node in stale)})
 
     def refitted(self) -> None:
         """The student's values changed: forget everything."""
@@ -134,15 +134,22 @@ class Engine:
 
     def _innermost(self, suffix: Suffix, changes: Sequence[Changes], given: Values,
                    batch: int) -> dict[Hashable, np.ndarray]:
-        """Inputs of root operations in the layout of sparse corrections, for those that have one."""
+        """Inputs and results of root operations in the layout of sparse corrections; see `Suffix.run`."""
         found = {}
         for op in suffix.roots:
             layer = suffix.layer_of[op.weight]
             if all(change[layer].delta is None and change[layer].survivors is None for change in changes):
                 continue
-            key = (batch, ("innermost", op.inputs))
-            found[op.node] = self._activations.get(key)
-            if found[op.node] is None:
-                found[op.node] = samples_innermost(op, given[op.inputs])
-                self._activations.put(key, found[op.node])
+            found[op.node] = self._laid_out((batch, ("innermost", op.inputs)),
+                                            lambda op=op: samples_innermost(op, given[op.inputs]))
+            if op.is_matrix:
+                found["result", op.node] = self._laid_out((batch, ("result", op.node)),
+                                                          lambda op=op: given[op.node].float().t().contiguous().numpy())
         return found
+
+    def _laid_out(self, key: Key, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        value = self._activations.get(key)
+        if value is None:
+            value = compute()
+            self._activations.put(key, value)
+        return value

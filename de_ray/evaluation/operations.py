@@ -11,9 +11,10 @@ from torch.nn import functional
 
 aten = torch.ops.aten
 
-_CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3,
-                 aten.conv1d.padding: 1, aten.conv2d.padding: 2, aten.conv3d.padding: 3}
-_RUN = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_TARGETS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3,
+            aten.conv1d.padding: 1, aten.conv2d.padding: 2, aten.conv3d.padding: 3}
+CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+"""By the number of spatial axes."""
 SPATIAL = 3
 """Axes to which every operation is filled up."""
 
@@ -36,11 +37,16 @@ class WeightedOp:
     arguments: tuple = ()
     """stride, padding, dilation and groups as the convolution takes them."""
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a linear layer of inputs [N, D]."""
+        return self.spatial == 0 and self.inputs.meta["val"].ndim == 2
+
     def run(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operation itself: [N, ...] with any weight [R, ...]."""
         if self.spatial == 0:
             return linear(inputs, weight, bias)
-        return _RUN[self.spatial](inputs, weight, bias, *self.arguments)
+        return CONVOLUTIONS[self.spatial](inputs, weight, bias, *self.arguments)
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -53,6 +59,14 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return functional.linear(inputs, weight, bias)
     found = weight @ inputs.t()
     return (found if bias is None else found.add_(bias[:, None])).t()
+
+
+def room(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Room for a float32 result in the layout of another tensor: convolutions and pooling follow their inputs'."""
+    last = like.ndim == len(shape) == 4 and not like.is_contiguous() and like.is_contiguous(
+        memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=torch.float32, device=like.device,
+                       memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 _IN_ANY_LAYOUT = {aten.linear.default: linear, aten.view.default: aten.reshape.default}
@@ -72,7 +86,7 @@ def weighted_op(node: fx.Node) -> WeightedOp | None:
         return None
     if node.target is aten.linear.default:
         return WeightedOp(node, inputs, weight, bias, 0)
-    spatial = _CONVOLUTIONS.get(node.target)
+    spatial = _TARGETS.get(node.target)
     if spatial is None:
         return None
     stride, padding, dilation, groups = (*node.args[3:], *([1], [0], [1], 1)[len(node.args[3:]):])

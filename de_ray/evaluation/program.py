@@ -1,11 +1,13 @@
 """A captured network as a list of operations: what depends on what, and running the part that is asked for."""
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import detect_fake_mode
 from torch.fx.node import map_arg
 
 from de_ray.evaluation.operations import call
@@ -31,7 +33,31 @@ class Program:
                  rebuild: Callable[[list], Output], batch: Any) -> None:
         self.nodes, self.given, self.state, self.results = nodes, given, state, results
         self._rebuild, self._batch = rebuild, batch
+        self.operations = [node for node in nodes if node.op == "call_function"]
+        """Nodes that compute something."""
         self.result_nodes = [node for node in results if isinstance(node, fx.Node)]
+        self._derived: dict[tuple, fx.Node] = {}
+
+    def derive(self, target: Callable, *args: Any) -> fx.Node:
+        """A further operation on values of the network, which none of its own operations reads.
+
+        Args:
+            target: hashable function with a `__name__`.
+            args: nodes, lists of them and constants.
+
+        Returns:
+            The operation, the same one for the same arguments.
+        """
+        key = (target, repr(args))  # nodes have names of their own
+        if key not in self._derived:
+            node = self.given.graph.call_function(target, args)
+            inputs = [one.meta["val"] for one in node.all_input_nodes]
+            with detect_fake_mode(inputs) or contextlib.nullcontext(), torch.no_grad():
+                node.meta["val"] = self.call(node, lambda one: one.meta["val"])
+            self.nodes.insert(1 + max(map(self.nodes.index, node.all_input_nodes)), node)
+            self.operations = [one for one in self.nodes if one.op == "call_function"]
+            self._derived[key] = node
+        return self._derived[key]
 
     # Dependencies.
 
@@ -48,11 +74,6 @@ class Program:
                 reached.add(node)
                 found.append(node)
         return found
-
-    @cached_property
-    def operations(self) -> list[fx.Node]:
-        """Nodes that compute something."""
-        return [node for node in self.nodes if node.op == "call_function"]
 
     # Shapes.
 
@@ -127,7 +148,7 @@ class Program:
                 keep(node, value)
             return value
 
-        execute(plan, last_uses(plan), live, set(targets), compute)
+        execute(plan, last_uses(plan, inputs_of), live, set(targets), compute)
         return {node: live[node] for node in targets}
 
     @staticmethod
@@ -144,6 +165,11 @@ class Program:
                 if not self.is_size(node):
                     todo.extend(one for one in node.all_input_nodes if one not in given)
         return [node for node in self.operations if node in needed]
+
+
+def inputs_of(node: fx.Node) -> list[fx.Node]:
+    """What an operation reads as it was captured."""
+    return node.all_input_nodes
 
 
 def execute(plan: Iterable[fx.Node], last: Mapping[fx.Node, list[fx.Node]], live: Values, wanted: Collection[fx.Node],
@@ -169,13 +195,13 @@ def _substituted(expression: Any, symbol: Any, number: int) -> int:
     return int(expression.subs(symbol, number))
 
 
-def last_uses(plan: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Operation -> those of `plan` that nothing after it reads."""
+def last_uses(plan: list[fx.Node], reads: Callable[[fx.Node], Iterable[fx.Node]]) -> dict[fx.Node, list[fx.Node]]:
+    """Operation -> those of `plan` that nothing after it reads; `reads` tells what an operation reads."""
     last: dict[fx.Node, list[fx.Node]] = {}
     seen: set[fx.Node] = set()
     computed = set(plan)
     for node in reversed(plan):
-        for one in (node, *node.all_input_nodes):
+        for one in (node, *reads(node)):
             if one in computed and one not in seen:
                 seen.add(one)
                 last.setdefault(node, []).append(one)

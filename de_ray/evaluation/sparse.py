@@ -103,7 +103,8 @@ def add_products(op: WeightedOp, out: Tensor, base: Tensor | None, inputs: np.nd
                            sums.reshape(len(sums), -1, len(target)), change.rows)
 
 
-def transposed_rows(out: np.ndarray, k: int, base: np.ndarray, inputs: np.ndarray, change: Entries) -> None:
+def transposed_rows(out: np.ndarray, k: int, base: np.ndarray, inputs: np.ndarray, change: Entries,
+                    rectify: bool) -> None:
     """A linear layer's result with its samples innermost, so that nothing has to be transposed.
 
     Args:
@@ -112,13 +113,14 @@ def transposed_rows(out: np.ndarray, k: int, base: np.ndarray, inputs: np.ndarra
         base: [R, N], the result without the change.
         inputs: [D, N].
         change: dW.
+        rectify: whether to apply max(0, y) to the result, while it is in the cache.
     """
-    _rows(out, k, base, inputs, change.rows, change.starts, change.columns, change.values)
+    _rows(out, k, base, inputs, change.rows, change.starts, change.columns, change.values, rectify)
 
 
 @njit(nogil=True, cache=True)
-def _rows(out, k, base, inputs, rows, starts, columns, values):  # pragma: no cover - compiled
-    t = 0
+def _rows(out, k, base, inputs, rows, starts, columns, values, rectify):  # pragma: no cover - compiled
+    t, zero = 0, np.float32(0)
     for r in range(out.shape[0]):
         target = out[r, k]
         target[:] = base[r]
@@ -128,6 +130,9 @@ def _rows(out, k, base, inputs, rows, starts, columns, values):  # pragma: no co
                 for n in range(len(target)):
                     target[n] += value * source[n]
             t += 1
+        if rectify:
+            for n in range(len(target)):
+                target[n] = zero if target[n] < zero else target[n]  # NaN stays
 
 
 BLOCK = 16

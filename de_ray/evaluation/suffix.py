@@ -3,7 +3,8 @@
 K candidates share one pass: they are stacked along the batch axis, candidate by candidate, [K * N, ...]. Only the
 changed layers differ. Where such a layer's inputs are the same for all candidates, its result is y - (W . S_k) x, a
 sparse correction of a cached product; further down it is computed from each candidate's own inputs, and from the
-survivors alone where they are few. The dense form is taken wherever it is cheaper.
+survivors alone where they are few. The dense form is taken wherever it is cheaper. Other layers are run whole, unless
+`split.py` finds that part of their inputs is the same for all candidates, or need not be upsampled.
 """
 
 import contextlib
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, fx
 
 from de_ray.evaluation.edits import LayerChange
-from de_ray.evaluation.operations import WeightedOp, weighted_op
+from de_ray.evaluation.operations import WeightedOp, aten, room, weighted_op
 from de_ray.evaluation.program import Program, Values, execute, last_uses
 from de_ray.evaluation.sparse import add_products, samples_innermost, transposed_rows
+from de_ray.evaluation.split import Split, splits
 
 FLOAT = 4
 """Bytes."""
@@ -35,8 +37,9 @@ class Suffix:
         self.program = program
         self.layer_of = {node: layer for layer, nodes in readers.items() for node in nodes}
         """Weight's placeholder -> changed layer."""
-        self.plan = program.dependents(self.layer_of)
-        self._last = last_uses(self.plan)
+        self.splits: dict[fx.Node, Split] = {}
+        """Operations that are not run whole."""
+        self.plan = self._needed(program.dependents(self.layer_of))
         inside = set(self.plan)
         ops = [(node, weighted_op(node)) for node in self.plan
                if any(one in self.layer_of for one in node.all_input_nodes)]
@@ -46,21 +49,63 @@ class Suffix:
         self.ops = {node: op for node, op in ops} if regular else {}
         self.roots = [op for op in self.ops.values() if op.inputs not in inside]
         """Changed operations whose inputs are the same for all candidates."""
-        read = {one for node in self.plan for one in node.all_input_nodes} - inside - set(program.state)
-        self.cut = sorted((one for one in read if not program.is_size(one)), key=lambda one: one.name)
-        """Nodes outside whose values the suffix reads."""
         self.constant = [node for node in program.result_nodes if node not in inside]
         """Results that no candidate changes."""
-        self.stackable = regular
-        self._repeated: set[fx.Node] = set()
+        self.stackable = regular and self._samples_lie_first()
+        if self.stackable:
+            self.splits = splits(program, self.plan, self.ops)
+            self.plan = self._needed(program.dependents(self.layer_of))
+        self.cut = self._cut()
+        """Nodes outside whose values the suffix reads."""
+        added = {split.kept for split in self.splits.values()}
+        self._repeated = {node for node in [*self.cut, *self.constant] if node not in added
+                          and program.holds_samples(node)} if self.stackable else set()
         """Outer values that are repeated for each candidate."""
-        try:
-            self._repeated = {node for node in [*self.cut, *self.constant] if program.holds_samples(node)}
-            # Inside, attention say may have its samples along another axis, where they cannot be told apart.
-            self.stackable &= all(program.holds_samples(op.inputs) for op in self.ops.values())
-        except LookupError:
-            self.stackable = False
+        self.rectified = self._rectified()
+        """Linear layers whose candidates' results are rectified as they are computed -> the operation that did that."""
+        self._last = last_uses(self.plan, self._reads)
         self._bytes: dict[int, int] = {}
+
+    def _reads(self, node: fx.Node) -> list[fx.Node]:
+        """What an operation is computed from."""
+        return self.splits[node].reads if node in self.splits else node.all_input_nodes
+
+    def _rectified(self) -> dict[fx.Node, fx.Node]:
+        users: dict[fx.Node, list[fx.Node]] = {}
+        for node in self.plan:
+            for one in self._reads(node):
+                users.setdefault(one, []).append(node)
+        found = {}
+        for op in self.roots:
+            readers = users.get(op.node, [])
+            if op.is_matrix and [one.target for one in readers] == [aten.relu.default] \
+                    and op.node not in self.program.result_nodes:
+                found[op.node] = readers[0]
+        return found
+
+    def _needed(self, plan: list[fx.Node]) -> list[fx.Node]:
+        """Of the operations that depend on the layers, those that the results need."""
+        wanted, found = set(self.program.result_nodes), []
+        for node in reversed(plan):
+            if node in wanted:
+                wanted.update(self._reads(node))
+                found.append(node)
+        return found[::-1]
+
+    def _cut(self) -> list[fx.Node]:
+        inside = set(self.plan)
+        read = {one for node in self.plan for one in self._reads(node)} - inside - set(self.program.state)
+        return sorted((one for one in read if not self.program.is_size(one)), key=lambda one: one.name)
+
+    def _samples_lie_first(self) -> bool:
+        """Whether every outer value holds its samples along the first axis, or none at all, and what the changed
+        operations read does so too: inside an attention, say, they may lie along another axis."""
+        try:
+            for node in [*self._cut(), *self.constant]:
+                self.program.holds_samples(node)
+            return all(self.program.holds_samples(op.inputs) for op in self.ops.values())
+        except LookupError:
+            return False
 
     @property
     def needs(self) -> list[fx.Node]:
@@ -77,8 +122,8 @@ class Suffix:
     def _peak_bytes(self, samples: int) -> int:
         size = {node: FLOAT * self.program.floats(node, samples) for node in self.plan}
         # Values that are the same for all candidates are copied for each of them while they are read.
-        copied = {node: FLOAT * sum(self.program.floats(one, samples) for one in node.all_input_nodes
-                                    if one in self.cut and node not in self.ops) for node in self.plan}
+        copied = {node: FLOAT * sum(self.program.floats(one, samples) for one in self._reads(node)
+                                    if one in self._repeated and node not in self.ops) for node in self.plan}
         held = peak = 0
         for node in self.plan:
             held += size[node]
@@ -93,7 +138,8 @@ class Suffix:
         Args:
             changes: of each candidate, by layer; one candidate unless the suffix is stackable.
             given: values of `needs`, [N, ...] each.
-            innermost: root operation's node -> its inputs as `sparse.samples_innermost` lays them out.
+            innermost: root operation's node -> its inputs as `sparse.samples_innermost` lays them out, and of those on
+                matrices ("result", node) -> the student's own result [R, N].
             samples: N.
 
         Returns:
@@ -108,6 +154,7 @@ class Suffix:
         live: Values = dict(self.program.state)
         copies: Values = {}
         count = len(changes)
+        done: set[fx.Node | None] = set()
 
         def value_of(node: fx.Node) -> Any:
             if node in live:
@@ -121,6 +168,10 @@ class Suffix:
 
         def compute(node: fx.Node) -> Any:
             copies.clear()
+            if node in self.splits:
+                return self.splits[node].run(value_of, self.program.shape(node, count * samples))
+            if node in done:
+                return live[node.args[0]]
             op = self.ops.get(node)
             if op is None:
                 return self.program.call(node, value_of)
@@ -128,6 +179,10 @@ class Suffix:
             bias = None if op.bias is None else value_of(op.bias)
             if op.inputs in live:
                 return self._below(op, mine, bias, live[op.inputs], samples)
+            if op.node in innermost and op.is_matrix and all(one.delta is not None for one in mine):
+                rectify = self.rectified.get(node)
+                done.add(rectify)
+                return _transposed(mine, innermost["result", node], innermost[node], rectify is not None)
             return self._at_root(op, mine, bias, given, innermost)
 
         execute(self.plan, self._last, live, set(self.program.result_nodes), compute)
@@ -139,12 +194,10 @@ class Suffix:
         """All candidates from the same inputs: corrections of the student's own result."""
         base, inputs = given[op.node], given[op.inputs]
         samples = len(base)
-        if op.spatial == 0 and base.ndim == 2 and all(change.delta is not None for change in changes):
-            return _transposed(changes, base, innermost[op.node].reshape(inputs.shape[1], samples))
         if len(changes) == 1 and changes[0].delta is None and changes[0].survivors is None:
             with changes[0].applied() as weight:
                 return op.run(inputs, weight, bias)
-        stacked = _empty((len(changes) * samples, *base.shape[1:]), base)
+        stacked = room((len(changes) * samples, *base.shape[1:]), base)
         for k, change in enumerate(changes):
             out = stacked[k * samples:(k + 1) * samples]
             if change.delta is not None:
@@ -162,7 +215,7 @@ class Suffix:
         found = []
         for part, change in zip(inputs.split(samples), changes, strict=True):
             if change.survivors is not None:
-                out = _empty(self.program.shape(op.node, samples), part)
+                out = room(self.program.shape(op.node, samples), part)
                 add_products(op, out, bias, samples_innermost(op, part), change.survivors)
                 found.append(out)
             else:
@@ -171,22 +224,14 @@ class Suffix:
         return torch.cat(found) if len(found) > 1 else found[0]
 
 
-def _transposed(changes: Sequence[LayerChange], base: Tensor, inputs: np.ndarray) -> Tensor:
-    """Corrections of a linear layer's result [N, R] for K candidates: [K * N, R], with samples innermost in memory.
+def _transposed(changes: Sequence[LayerChange], base: np.ndarray, inputs: np.ndarray, rectify: bool) -> Tensor:
+    """Corrections of a linear layer's result [R, N] for K candidates: [K * N, R], with samples innermost in memory.
 
     Element-wise operations keep that layout, and a matrix product takes it as it is.
     """
-    rows_first = base.t().contiguous().numpy()  # [R, N]
     # PyTorch's memory is aligned alike in every process, on which the rounding of a product may depend; NumPy's is not.
-    out = torch.empty(base.shape[1], len(changes), len(base))
+    out = torch.empty(len(base), len(changes), base.shape[1])
+    inputs = inputs.reshape(-1, base.shape[1])  # [D, N]
     for k, change in enumerate(changes):
-        transposed_rows(out.numpy(), k, rows_first, inputs, change.delta)
-    return out.view(base.shape[1], -1).t()
-
-
-def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Room for a float32 result in the layout of another tensor: convolutions and pooling follow their inputs'."""
-    last = like.ndim == len(shape) == 4 and not like.is_contiguous() and like.is_contiguous(
-        memory_format=torch.channels_last)
-    return torch.empty(shape, dtype=torch.float32, device=like.device,
-                       memory_format=torch.channels_last if last else torch.contiguous_format)
+        transposed_rows(out.numpy(), k, base, inputs, change.delta, rectify)
+    return out.view(len(base), -1).t()

@@ -87,7 +87,9 @@ class Route:
 
     def __call__(self, network: nn.Module, x: Tensor, outputs: dict[int, Tensor]) -> Tensor:
         """[N, C_i, H, W] each -> [N, sum C_i / groups, H, W]."""
-        parts = [outputs[source].chunk(self.groups, 1)[self.group] for source in self.sources]
+        parts = [outputs[source] for source in self.sources]
+        if self.groups > 1:
+            parts = [part.chunk(self.groups, 1)[self.group] for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 

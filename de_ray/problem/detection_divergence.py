@@ -44,9 +44,10 @@ def head_divergence(teacher: Tensor, student: Tensor, classes: int, sigma: float
     for anchors without any objectness.
     """
     t, s = split_anchors(teacher, classes), split_anchors(student, classes)  # [N, A, 5 + C, H, W]
-    objectness = bernoulli_kl(t[:, :, 4:5], s[:, :, 4:5])
+    # Of all channels, boxes' too: a head lies in memory in one piece, its parts do not.
+    certain = split_anchors(bernoulli_kl(teacher, student), classes)
+    objectness, kinds = certain[:, :, 4:5], certain[:, :, 5:].sum(2, keepdim=True)
     present = t[:, :, 4:5].sigmoid()
-    kinds = bernoulli_kl(t[:, :, 5:], s[:, :, 5:]).sum(2, keepdim=True)
     centre = (t[:, :, :2].sigmoid() - s[:, :, :2].sigmoid()).square().sum(2, keepdim=True)
     size = (t[:, :, 2:4] - s[:, :, 2:4]).square().sum(2, keepdim=True)
     value = objectness + present * (kinds + (centre + size) / (2 * sigma**2))  # [N, A, 1, H, W]
