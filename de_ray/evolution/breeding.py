@@ -59,7 +59,7 @@ def vary(field: Field, rates: Rates, parents: Genomes, pairs: np.ndarray, shares
          children: Genomes) -> None:  # pragma: no cover - compiled
     """Write children: parents crossed, quota moved between layers, zeroed parameters brought back, members exchanged.
 
-    A child keeps what both parents have, then takes what one of them has, then others, always the least keys first.
+    A crossed child keeps what both parents have, then takes what one of them has, then others, the least keys first.
 
     Args:
         field: the search space.
@@ -80,16 +80,25 @@ def vary(field: Field, rates: Rates, parents: Genomes, pairs: np.ndarray, shares
         for criterion in range(len(mix)):
             mix[criterion] = share * parents.mix[one, criterion] + (1 - share) * parents.mix[other, criterion]
             children.mix[child, criterion] = mix[criterion]
+        _mix(mix, field.alive, 0, keys)
+        _count(parents, one, other, tiers)
         quotas = children.quotas[child]
         for layer in range(layers):
             ours = max(field.room[layer] - parents.quotas[one, layer], 0.5)
             theirs = max(field.room[layer] - parents.quotas[other, layer], 0.5)
-            shift[layer] = (1 - share) * np.log(theirs / ours) + rates.quota_sigma * normal(state)
+            shift[layer] = (1 - share) * np.log(theirs / ours)
             quotas[layer] = parents.quotas[one, layer]
+        if one != other:
+            move(field, shift, quotas)
+            for layer in range(layers):
+                begin, end = field.alive_starts[layer], field.alive_starts[layer + 1]
+                fill(tiers[begin:end], keys[begin:end], quotas[layer])
+            for i in range(size):
+                tiers[i] *= 2
+        for layer in range(layers):
+            shift[layer] = rates.quota_sigma * normal(state)
         move(field, shift, quotas)
         temperature = rates.temperature * uniform(state)
-        _mix(mix, field.alive, 0, keys)
-        _count(parents, one, other, tiers)
         back = 0
         for layer in range(layers):
             returned = _revive(field, rates, mix, layer, quotas[layer], state, children.revived[child], back)
