@@ -189,8 +189,8 @@ class EvolutionConfig:
     """Generations a cycle, >= 0; 0 commits the first criterion's top-k set without evaluating any."""
     oversample: int = 4
     """Children bred for each that is evaluated, >= 1: the least by `surrogate`'s estimate. 1: no estimates, nor
-    where `rate_weight` is above 0, since they know nothing of bytes. Breeding is the driver's work: where thousands of
-    candidates a second are evaluated, it may bind."""
+    where `rate_weight` is above 0, since they know nothing of bytes. Breeding is the work of the driver's cores: where
+    ten thousands of candidates a second are evaluated, it may bind."""
     surrogate: str = "fisher"
     """Curvature that estimates children: fisher, the diagonal, or kronecker, which costs more and knows of pairs."""
     elite: int = 2

@@ -1,5 +1,6 @@
 """The first stage: cycles of propose, evaluate, breed, commit, refit, checkpoint, then the final refit."""
 
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -87,6 +88,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     Returns:
         The history: records as dicts.
     """
+    gc.freeze()  # large generations would have Python look through all that was imported for garbage, again and again
     refit = build_refit(student, problem, config.refit, config.threads)
     state = _restore(folder, fingerprint, student, refit, pool)
     evolution = config.evolution

@@ -5,7 +5,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from de_ray.evaluation.chunks import cut
+from de_ray.evaluation.chunks import tasks
 from de_ray.evaluation.edits import Edit
 from de_ray.evaluation.replica import Replica, ReplicaSetup
 from de_ray.evolution.candidate import Candidate
@@ -83,7 +83,7 @@ class SerialPool:
         """See `Evaluator.evaluate`."""
         self.evaluations += len(candidates)
         fitness = np.full(len(candidates), np.nan)  # [K]
-        for indices in cut(candidates, self._stack):
+        for indices in tasks(candidates, self._stack):
             fitness[indices] = self._replica.evaluate([candidates[k] for k in indices], batches, screening)
         return fitness
 

@@ -11,7 +11,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryErro
 
 from de_ray.cluster.join import ensure_ray
 from de_ray.config import PoolConfig
-from de_ray.evaluation.chunks import cut
+from de_ray.evaluation.chunks import tasks
 from de_ray.evaluation.edits import Edit
 from de_ray.evaluation.members import DEATHS_ALLOWED, RESUME, EvaluationError, Member
 from de_ray.evaluation.replica import Replica, ReplicaSetup
@@ -64,7 +64,7 @@ class RayClient:
         start = os.getpid() % max(1, len(self.members))
         self.members = self.members[start:] + self.members[:start]
         with _memory_explained():
-            return Scatter(self, cut(candidates, self._stack), candidates, batches, screening).run()
+            return Scatter(self, tasks(candidates, self._stack), candidates, batches, screening).run()
 
     def welcome(self, member: Member) -> None:
         """See `Crew.welcome`; a client's actors have all started."""
@@ -170,7 +170,7 @@ class RayPool:
         """See `Evaluator.evaluate`."""
         self.evaluations += len(candidates)
         with self._evaluation():
-            return Scatter(self, cut(candidates, self._config.stack), candidates, batches, screening).run()
+            return Scatter(self, tasks(candidates, self._config.stack), candidates, batches, screening).run()
 
     @contextlib.contextmanager
     def _evaluation(self) -> Iterator[None]:

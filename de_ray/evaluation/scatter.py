@@ -43,18 +43,19 @@ class Scatter:
 
     Args:
         crew: its dead, hung and faulty members are retired on the way.
-        tasks: lists of indices, by task; see `cut`.
+        tasks: lists of indices, by task; read as they are handed out, so that candidates may be bred meanwhile.
         candidates: K candidates.
         batches: indices of calibration batches.
         screening: passed on to `Replica.evaluate`.
     """
 
-    def __init__(self, crew: Crew, tasks: Sequence[list[int]], candidates: Sequence[tuple[Edit, ...]],
+    def __init__(self, crew: Crew, tasks: Iterable[list[int]], candidates: Sequence[tuple[Edit, ...]],
                  batches: Sequence[int], screening: bool) -> None:
         self._crew, self._candidates, self._batches, self._screening = crew, candidates, list(batches), screening
         self._fitness = np.full(len(candidates), np.nan)  # [K]
-        self._todo = deque(Task(indices) for indices in tasks)
-        self._unsettled = len(self._todo)
+        self._tasks = (Task(indices) for indices in tasks)
+        self._todo: deque[Task] = deque()
+        self._unsettled = 0  # of the tasks that were read
         self._flying: dict[Any, Task] = {}
         self._owners: dict[Any, Member] = {}  # of all calls that are awaited, starts and commits among them
         self._arrived: set[Any] = set()
@@ -76,6 +77,8 @@ class Scatter:
                 is no replica left.
         """
         self._feed(self._crew.members)
+        if not self._unsettled:  # no member is ready, or there is nothing to do
+            self._todo.extend(filter(None, [self._read()]))
         while self._unsettled:
             if not self._flying and self._todo:
                 self._find_second_opinion()
@@ -99,19 +102,27 @@ class Scatter:
         """Fill up members' queues, one task a member and round, so that few tasks spread over many members."""
         for _ in range(TASKS_IN_FLIGHT):
             for member in members:
-                if self._todo and member.ready and sum(c in self._flying for c in member.queue) < TASKS_IN_FLIGHT:
-                    self._send(member)
+                free = member.ready and sum(c in self._flying for c in member.queue) < TASKS_IN_FLIGHT
+                task = self._task_for(member) if free else None
+                if task is not None:
+                    candidates = [self._candidates[k] for k in task.indices]
+                    call = member.actor.evaluate.remote(candidates, self._batches, self._screening)
+                    member.push(call)
+                    self._flying[call], self._owners[call] = task, member
 
-    def _send(self, member: Member) -> None:
-        """Hand out the first task that is not a doubt about this very member."""
+    def _task_for(self, member: Member) -> Task | None:
+        """The first task that is not a doubt about this very member."""
         for position, task in enumerate(self._todo):
             if task.doubted is None or task.doubted[0] is not member:
                 del self._todo[position]
-                candidates = [self._candidates[k] for k in task.indices]
-                call = member.actor.evaluate.remote(candidates, self._batches, self._screening)
-                member.push(call)
-                self._flying[call], self._owners[call] = task, member
-                return
+                return task
+        return self._read()
+
+    def _read(self) -> Task | None:
+        """The next task of those that nobody was given yet."""
+        task = next(self._tasks, None)
+        self._unsettled += task is not None
+        return task
 
     def _find_second_opinion(self) -> None:
         """The only ready member's own doubtful answers are left: have it replaced, or let them stand."""

@@ -1,5 +1,6 @@
 """Zeroing sets: which surviving parameters to zero next, as index arrays of a few kilobytes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,12 +8,22 @@ import numpy as np
 WORTH_PACKING = 1024
 """Indices from which on the time for packing is less than the wire's."""
 
+BLOCK = 256
+"""Candidates that become ready together, at least: who reads a request's candidates block by block can have the first
+ones evaluated while others are still to be bred."""
+
+
+def blocks(count: int) -> Iterator[range]:
+    """Ranges of about equal length, one after the other, of `BLOCK` at least where there are as many."""
+    parts = max(1, count // BLOCK)
+    return (range(part * count // parts, (part + 1) * count // parts) for part in range(parts))
+
 
 def _no_indices() -> np.ndarray:
     return np.empty(0, np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ZeroingSet:
     """A change of one layer's mask. Zeroed parameters that return take the value they had when they were zeroed.
 

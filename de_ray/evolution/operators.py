@@ -1,4 +1,4 @@
-"""The operators of the search on one layer's sets, as pure functions of index arrays.
+"""The operators of the search on one layer's sets, compiled: arrays say of each position whether it is a member.
 
 A key is a log saliency, perturbed or not; the least keys are zeroed. With Gumbel noise, times a temperature, taken from
 the keys, the k least are a sample without replacement from softmax(-log saliency / temperature): Gumbel top-k
@@ -6,9 +6,18 @@ the keys, the k least are a sample without replacement from softmax(-log salienc
 """
 
 import numpy as np
+from numba import njit
+
+from de_ray.evolution.draws import gumbels
 
 TINY = 1e-30
 """Keeps the logarithm of a zero saliency finite."""
+BAND = 8
+"""Draws are made among as many times more keys than are drawn, the smallest."""
+BINS = 256
+"""Of the histogram by which a threshold is found."""
+FEW = 24
+"""Keys that are rather sorted than counted."""
 
 
 def smallest(keys: np.ndarray, k: int) -> np.ndarray:
@@ -29,125 +38,171 @@ def smallest(keys: np.ndarray, k: int) -> np.ndarray:
     if len(chosen) > k:
         below = (keys < threshold).nonzero()[0]
         ties = (keys == threshold).nonzero()[0][:k - len(below)]
-        chosen = _join(below, ties)
+        chosen = np.sort(np.concatenate([below, ties]))
     return chosen
 
 
-def _join(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Sorted union of disjoint sets."""
-    return np.sort(np.concatenate([first, second]))
+@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})  # so that several keys are compared at a time; there is no NaN
+def _bounds(keys):  # pragma: no cover - compiled
+    low = high = keys[0]
+    for key in keys:
+        low, high = min(low, key), max(high, key)
+    return low, high
 
 
-def _without(members: np.ndarray, n: int) -> np.ndarray:
-    """Positions of range(n) that are no members, ascending."""
-    outside = np.ones(n, bool)
-    outside[members] = False
-    return outside.nonzero()[0]
+@njit(nogil=True, cache=True)
+def _sort(keys):  # pragma: no cover - compiled
+    """In place, by insertion: keys are few, or about equal."""
+    for i in range(1, len(keys)):
+        key, j = keys[i], i
+        while j > 0 and keys[j - 1] > key:
+            keys[j] = keys[j - 1]
+            j -= 1
+        keys[j] = key
 
 
-def resize(members: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
-    """A set of k that shares as much with `members` as it can: the least keys enter, the greatest leave.
+@njit(nogil=True, cache=True)
+def _least(keys, k):  # pragma: no cover - compiled
+    """Positions of the k least of finite keys float32 [n], ascending, k in [0, n]; ties go to the lower position.
 
-    Args:
-        members: sorted positions, a subset of range(n).
-        keys: [n].
-        k: in [0, n].
-
-    Returns:
-        int64 [k], sorted.
+    A histogram tells which bin splits them; the others' places are known then, and that bin's keys are counted again.
+    Loops write always and advance sometimes: they have no branch that could be mispredicted.
     """
-    if k <= len(members):
-        return members[smallest(keys[members], k)]
-    others = _without(members, len(keys))
-    return _join(members, others[smallest(keys[others], k - len(members))])
+    if k == 0 or k == len(keys):
+        return np.arange(k)
+    counts, bins, chosen = np.empty(BINS, np.int64), np.empty(len(keys), np.int16), np.empty(len(keys), np.int64)
+    split, inside, left = keys, 0, k  # keys of which `left` are chosen
+    found = -1  # chosen, so far with all those of the first histogram's bin
+    while len(split) > FEW:
+        low, high = _bounds(split)
+        if high - low < TINY:
+            break
+        scale = np.float32(BINS - 1) / (high - low)
+        for i in range(len(split)):
+            bins[i] = np.int16((split[i] - low) * scale)
+        counts[:] = 0
+        for i in range(len(split)):
+            counts[bins[i]] += 1
+        at = 0
+        while counts[at] < left:
+            left -= counts[at]
+            at += 1
+        if found < 0:
+            found = 0
+            for i in range(len(keys)):
+                chosen[found] = i
+                found += bins[i] <= at
+        narrower, inside = np.empty(len(split), np.float32), 0
+        for i in range(len(split)):
+            narrower[inside] = split[i]
+            inside += bins[i] == at
+        split = narrower[:inside]
+    if found < 0:
+        chosen, found = np.arange(len(keys)), len(keys)
+    few = split.copy()
+    _sort(few)
+    threshold, ties = few[left - 1], left  # ties: of the threshold's keys, how many are chosen
+    for key in split:
+        ties -= key < threshold
+    kept = 0
+    for i in chosen[:found]:
+        chosen[kept] = i
+        tie = keys[i] == threshold
+        kept += (keys[i] < threshold) | (tie & (ties > 0))
+        ties -= tie
+    return chosen[:k]
 
 
-BAND = 8
-"""Draws are made among as many times more keys than are drawn, the smallest."""
+@njit(nogil=True, cache=True)
+def _gather(state, which, keys, sign, count):  # pragma: no cover - compiled
+    """Positions whose state is `which`, ascending, int64 [count], and `sign` times their keys, float32 [count]."""
+    places, values, found = np.empty(count + 1, np.int64), np.empty(count + 1, np.float32), 0
+    for i in range(len(state)):
+        places[found], values[found] = i, sign * keys[i]
+        found += state[i] == which
+    return places[:count], values[:count]
 
 
-def draw(keys: np.ndarray, count: int, temperature: float, rng: np.random.Generator | None) -> np.ndarray:
-    """Positions of `count` small keys, ascending: Gumbel top-k among the smallest.
+@njit(nogil=True, cache=True)
+def fill(tiers, keys, k):  # pragma: no cover - compiled
+    """Choose k positions: all of a higher tier before any of a lower one, the least keys of the tier that splits.
+
+    To resize a set, its members are in tier 2 and others in tier 0; to cross two, their intersection is in tier 2 and
+    the rest of their union in tier 1.
 
     Args:
-        keys: [n].
+        tiers: uint8 [n] of 0, 1 and 2; in the end 1 where chosen and 0 elsewhere.
+        keys: float32 [n].
+        k: in [0, n].
+    """
+    twos = ones = 0
+    for tier in tiers:
+        twos += tier == 2
+        ones += tier == 1
+    if k <= twos:
+        split, held, need = 2, twos, k
+    elif k <= twos + ones:
+        split, held, need = 1, ones, k - twos
+    else:
+        split, held, need = 0, len(tiers) - twos - ones, k - twos - ones
+    if need == held:  # the tier is taken as a whole
+        for i in range(len(tiers)):
+            tiers[i] = tiers[i] >= split
+        return
+    places, values = _gather(tiers, split, keys, np.float32(1), held)
+    for i in range(len(tiers)):
+        tiers[i] = tiers[i] > split
+    for i in _least(values, need):
+        tiers[places[i]] = 1
+
+
+@njit(nogil=True, cache=True)
+def draw(places, values, count, temperature, state):  # pragma: no cover - compiled
+    """`count` of the places, ascending: Gumbel top-k among the smallest values.
+
+    Args:
+        places: int64 [n], ascending.
+        values: float32 [n], keys of the places.
         count: in [0, n].
         temperature: 0 takes the very smallest.
-        rng: needed at a temperature above 0.
+        state: stream of the draws; untouched at a temperature of 0.
     """
-    if temperature == 0 or count == 0:
-        return smallest(keys, count)
-    band = smallest(keys, BAND * count)
-    near = keys[band]
-    return band[smallest(near - temperature * rng.gumbel(size=len(near)), count)]
+    if temperature > 0:
+        band = _least(values, min(len(values), BAND * count))
+        noisy = gumbels(state, len(band))
+        for i in range(len(band)):
+            noisy[i] = values[band[i]] - np.float32(temperature) * noisy[i]
+        chosen = _least(noisy, count)
+        for i in range(count):
+            chosen[i] = places[band[chosen[i]]]
+    else:
+        chosen = _least(values, count)
+        for i in range(count):
+            chosen[i] = places[chosen[i]]
+    return chosen
 
 
-def swap(members: np.ndarray, keys: np.ndarray, count: int, temperature: float = 0.0,
-         rng: np.random.Generator | None = None) -> np.ndarray:
+@njit(nogil=True, cache=True)
+def swap(inside, keys, count, temperature, state):  # pragma: no cover - compiled
     """Exchange members of great key for non-members of little key.
 
     Args:
-        members: sorted positions, a subset of range(n).
-        keys: [n].
+        inside: uint8 [n], 1 for members and 0 for others; changed in place.
+        keys: float32 [n].
         count: of members to exchange, >= 0; fewer where there are fewer.
         temperature: of the draw; 0 exchanges the very greatest for the very least.
-        rng: of the draw; needed at a temperature above 0.
+        state: stream of the draws.
     """
-    count = min(count, len(members), len(keys) - len(members))
+    members = 0
+    for one in inside:
+        members += one
+    others = len(inside) - members
+    count = min(count, members, others)
     if count == 0:
-        return members
-    others = _without(members, len(keys))
-    leavers = members[draw(-keys[members], count, temperature, rng)]
-    entrants = others[draw(keys[others], count, temperature, rng)]
-    inside = np.zeros(len(keys), bool)
-    inside[members] = inside[entrants] = True
-    inside[leavers] = False
-    return inside.nonzero()[0]
-
-
-def cross(first: np.ndarray, second: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
-    """The parents' intersection, filled from the rest of their union, and beyond it only where that is too small."""
-    in_first, in_second = (np.zeros(len(keys), bool) for _ in range(2))
-    in_first[first] = in_second[second] = True
-    child = (in_first & in_second).nonzero()[0]
-    if len(child) >= k:
-        return resize(child, keys, k)
-    rest = (in_first ^ in_second).nonzero()[0]
-    child = _join(child, rest[smallest(keys[rest], k - len(child))])
-    return resize(child, keys, k)
-
-
-def spread(weights: np.ndarray, room: np.ndarray, budget: int) -> np.ndarray:
-    """Whole numbers in [0, room] that sum to `budget`, proportional to `weights` as far as the room allows.
-
-    Args:
-        weights: float [L], > 0.
-        room: int [L], >= 0.
-        budget: in [0, sum of room].
-
-    Returns:
-        int64 [L].
-    """
-    # Water-filling: layers that would overflow are filled and the others share what is left.
-    share = budget * weights / max(weights.sum(), TINY)
-    full = share > room
-    while full.any():
-        left = budget - int(room[full].sum())
-        share = np.where(full, room, left * weights / max(weights[~full].sum(), TINY))
-        over = ~full & (share > room)
-        if not over.any():
-            break
-        full |= over
-    counts = np.minimum(np.floor(share), room).astype(np.int64)
-    missing = budget - int(counts.sum())
-    if missing == 0:
-        return counts
-    # Largest remainders get the units that rounding down left over.
-    for layer in np.argsort(-(share - counts), kind="stable")[:missing]:
-        counts[layer] += counts[layer] < room[layer]
-    missing = budget - int(counts.sum())
-    for layer in np.argsort(-(room - counts), kind="stable") if missing else ():
-        more = min(missing, int(room[layer] - counts[layer]))
-        counts[layer] += more
-        missing -= more
-    return counts
+        return
+    places, values = _gather(inside, 1, keys, np.float32(-1), members)
+    leavers = draw(places, values, count, temperature, state)
+    places, values = _gather(inside, 0, keys, np.float32(1), others)
+    entrants = draw(places, values, count, temperature, state)
+    for i in range(count):
+        inside[leavers[i]], inside[entrants[i]] = 0, 1

@@ -9,13 +9,16 @@ it is asked as long as it ranked the first generation, which it had no part in c
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from de_ray.config import EvolutionConfig
-from de_ray.evolution.candidate import Candidate, ZeroingSet
-from de_ray.evolution.operators import cross, draw, resize, smallest, swap
+from de_ray.evolution.breeding import Rates, plain, vary
+from de_ray.evolution.brood import Brood
+from de_ray.evolution.candidate import Candidate
+from de_ray.evolution.genomes import Genomes
 from de_ray.evolution.space import SearchSpace
 from de_ray.evolution.surrogate import Estimate, rank_correlation
 
@@ -24,33 +27,27 @@ LEAST_CORRELATION = 0.3
 
 
 @dataclass(frozen=True)
-class Individual:
-    """A genome of two levels: how many zeros each layer takes, and which survivors those are."""
+class Population:
+    """P individuals and what is known of them."""
 
-    mix: np.ndarray
-    """float [C], weights of the criteria, summing to 1."""
-    quotas: np.ndarray
-    """int64 [L], net zeros a layer."""
-    members: tuple[np.ndarray, ...]
-    """Sorted positions among each layer's survivors; quota + number of revived ones."""
-    revived: tuple[np.ndarray, ...]
-    """Sorted positions among each layer's zeroed parameters."""
-    fitness: float = np.inf
-    """Mean divergence on the batches that it was last evaluated on."""
-    full: bool = False
-    """Whether those were all batches of breeding."""
+    genomes: Genomes
+    fitness: np.ndarray
+    """float64 [P], mean divergence on the batches that each was last evaluated on."""
+    full: np.ndarray
+    """bool [P], whether those were all batches of breeding."""
 
-    @property
-    def rank_key(self) -> tuple[bool, float]:
-        """Sorts individuals: those that saw all batches first, lower divergence first."""
-        return (not self.full, self.fitness)
+    @cached_property
+    def order(self) -> np.ndarray:
+        """int64 [P], rows: those that saw all batches first, lower divergence first."""
+        return np.lexsort((self.fitness, ~self.full))
 
 
 @dataclass(frozen=True)
 class Request:
     """Candidates to be evaluated on calibration batches."""
 
-    candidates: list[Candidate]
+    candidates: Sequence[Candidate]
+    """May be bred as they are read, in order, `BLOCK` or more at a time; afterwards they are at hand."""
     batches: list[int]
     screening: bool = False
     """Whether the answers only decide who is evaluated again: lower precision will do."""
@@ -76,6 +73,11 @@ class DirectedSearch:
     def __init__(self, space: SearchSpace, config: EvolutionConfig, batches: int, rng: np.random.Generator,
                  estimate: Estimate | None = None) -> None:
         self._space, self._config, self._rng, self._estimate = space, config, rng, estimate
+        self._rates = Rates(float(config.quota_sigma), float(config.swap), float(config.regrow),
+                            float(config.temperature))
+        costs = getattr(estimate, "costs", None)
+        self._costs = costs and [np.concatenate([of[i] for of, i in zip(costs, positions, strict=True)])
+                                 for positions in (space.alive, space.dead)]
         self.correlation: float | None = None
         """Of the estimate's ranks with those by evaluation, over the first generation; None before, or without one."""
         confirming = min(batches - 1, round(config.confirm * batches))
@@ -84,7 +86,7 @@ class DirectedSearch:
         self._screened = max(1, round(config.screen * len(self._breeding)))
         self.saved_evaluations = 0
         """Evaluations on all breeding batches that racing spared."""
-        self._best: Individual | None = None
+        self._best: tuple[Candidate, float] | None = None
         self._steps = self._search()
         self._request: Request | None = next(self._steps, None)
 
@@ -106,129 +108,116 @@ class DirectedSearch:
             FloatingPointError: every candidate's divergence was non-finite.
         """
         if self._best is None:
-            return self._candidate(self._plain(self._pure(0))), np.nan
-        if not np.isfinite(self._best.fitness):
+            return self._plain().candidates(self._space)[0], np.nan
+        if not np.isfinite(self._best[1]):
             raise FloatingPointError("the divergence of every candidate is NaN or infinite")
-        return self._candidate(self._best), self._best.fitness
+        return self._best
 
     def _search(self) -> Generator[Request, np.ndarray, None]:
         if self._config.generations == 0:
             return
-        first = self._first_population()
-        plain = first[:len(self._space.criteria)]
-        population = yield from self._race(first, spared=len(plain))
+        pure = self._plain()
+        brood = self._first(pure)
+        fitness, full = yield from self._race(brood, spared=pure.count)
+        population = Population(brood.genomes, fitness, full)
         for _ in range(self._config.generations - 1):
-            elite = population[:self._config.elite]
-            children = self._children(population, self._config.population - len(elite))
-            raced = yield from self._race(children, spared=0)
-            population = sorted([*elite, *raced], key=lambda one: one.rank_key)
-        finalists = yield from self._evaluate([*population[:self._config.elite], *plain], self._confirming)
-        self._best = min(finalists, key=lambda one: one.fitness)
+            elite = population.order[:self._config.elite]
+            genomes = self._room(self._config.population)
+            genomes.take(slice(len(elite))).put(population.genomes.take(elite))
+            brood = self._children(population, genomes.take(slice(len(elite), None)))
+            fitness, full = yield from self._race(brood, spared=0)
+            population = Population(genomes, np.concatenate([population.fitness[elite], fitness]),
+                                    np.concatenate([population.full[elite], full]))
+        finalists = population.genomes.take(population.order[:self._config.elite]).joined(pure)
+        candidates = finalists.candidates(self._space)
+        fitness = yield Request(candidates, self._confirming)
+        best = int(np.argmin(fitness))
+        self._best = candidates[best], float(fitness[best])
 
-    def _race(self, entrants: list[Individual], spared: int) -> Generator[Request, np.ndarray, list[Individual]]:
-        """Evaluate entrants, the first `spared` of them on all breeding batches whatever screening says; best first."""
-        if self._screened < len(self._breeding) and len(entrants) > spared + 1:
+    def _race(self, brood: Brood, spared: int) -> Generator[Request, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """Evaluate entrants, the first `spared` of them on all breeding batches whatever screening says.
+
+        Returns:
+            See `Population`: fitness float64 [K] and full bool [K].
+        """
+        rows = np.arange(len(brood))
+        fitness, candidates = np.full(len(brood), np.inf), brood
+        if self._screened < len(self._breeding) and len(brood) > spared + 1:
             some = sorted(self._rng.choice(len(self._breeding), self._screened, replace=False).tolist())
-            entrants = yield from self._evaluate(entrants, some, screening=True)
-            self._judge(entrants)
-            rest = sorted(entrants[spared:], key=lambda one: one.fitness)
+            fitness[:] = yield Request(brood, some, screening=True)
+            self._judge(brood, fitness)
+            rest = spared + np.argsort(fitness[spared:], kind="stable")
             finalists = (len(rest) + 1) // 2
             self.saved_evaluations += len(rest) - finalists
-            entrants, out = entrants[:spared] + rest[:finalists], rest[finalists:]
-        else:
-            out = []
-        entrants = yield from self._evaluate(entrants, self._breeding)
-        self._judge(entrants)
-        return sorted([*entrants, *out], key=lambda one: one.rank_key)
-
-    def _evaluate(self, ones: Sequence[Individual],
-                  batches: list[int], screening: bool = False) -> Generator[Request, np.ndarray, list[Individual]]:
-        fitness = yield Request([self._candidate(one) for one in ones], batches, screening)
-        full = batches == self._breeding
-        return [replace(one, fitness=float(f), full=full) for one, f in zip(ones, fitness, strict=True)]
+            rows = np.concatenate([rows[:spared], rest[:finalists]])
+            candidates = [brood[row] for row in rows.tolist()]
+        fitness[rows] = yield Request(candidates, self._breeding)
+        self._judge(brood, fitness)
+        return fitness, np.isin(np.arange(len(brood)), rows)
 
     # Proposals.
 
-    def _pure(self, criterion: int) -> np.ndarray:
-        return np.eye(len(self._space.criteria))[criterion]
+    def _room(self, count: int) -> Genomes:
+        return Genomes.empty(count, self._space, self._config.regrow)
 
-    def _keys(self, mix: np.ndarray) -> list[np.ndarray]:
-        return [self._space.alive_keys(mix, layer) for layer in range(self._space.layers)]
+    def _plain(self, mixes: np.ndarray | None = None) -> Genomes:
+        """The plain top-k sets of mixes of criteria [K, C]; of each criterion if there is none given."""
+        mixes = np.eye(len(self._space.criteria)) if mixes is None else mixes
+        genomes = self._room(len(mixes))
+        genomes.mix[:] = mixes
+        plain(self._space.field, genomes)
+        return genomes
 
-    def _plain(self, mix: np.ndarray) -> Individual:
-        """The plain top-k set of a mix of criteria."""
-        keys = self._keys(mix)
-        quotas = self._space.quotas(keys)
-        members = tuple(smallest(k, int(q)) for k, q in zip(keys, quotas, strict=True))
-        return Individual(mix, quotas, members, tuple(np.empty(0, np.int64) for _ in members))
-
-    def _first_population(self) -> list[Individual]:
+    def _first(self, pure: Genomes) -> Brood:
         """Every criterion's plain top-k, then variations of random mixes."""
-        count = len(self._space.criteria)
-        plain = [self._plain(self._pure(c)) for c in range(count)]
-        mixes = self._rng.dirichlet(np.ones(count), max(0, self._config.population - count))
-        return plain + [self._mutate(self._plain(mix)) for mix in mixes]
+        mixed = max(0, self._config.population - pure.count)
+        mixes, seed = self._rng.dirichlet(np.ones(pure.count), mixed), self._seed()
+        genomes = self._room(pure.count + mixed)
+        genomes.take(slice(pure.count)).put(pure)
+
+        def write(begin: int, end: int, children: Genomes) -> None:
+            alone = np.repeat(np.arange(end - begin)[:, None], 2, 1)
+            vary(self._space.field, self._rates, self._plain(mixes[begin:end]), alone, np.ones(end - begin), seed,
+                 begin, children)
+
+        return Brood(genomes, self._space, pure.count, write)
 
     # Variation.
 
-    def _children(self, population: list[Individual], count: int) -> list[Individual]:
-        """Children to evaluate: those of the least estimate, in the order in which they were bred."""
-        if self._estimate is None or self.correlation is None or self.correlation < LEAST_CORRELATION:
-            return [self._child(population) for _ in range(count)]
-        bred = [self._child(population) for _ in range(self._config.oversample * count)]
-        return [bred[i] for i in smallest(self._estimated(bred), count)]
+    def _children(self, population: Population, genomes: Genomes) -> Brood:
+        """Children to evaluate: of each block's those of the least estimate, in the order in which they were bred."""
+        screened = self._estimate is not None and (self.correlation or 0.0) >= LEAST_CORRELATION
+        times = self._config.oversample if screened else 1
+        (pairs, shares), seed = self._pairs(population, times * genomes.count), self._seed()
 
-    def _judge(self, entrants: list[Individual]) -> None:
+        def write(begin: int, end: int, children: Genomes) -> None:
+            bred = self._room(times * (end - begin)) if times > 1 else children
+            some = slice(times * begin, times * end)
+            vary(self._space.field, self._rates, population.genomes, pairs[some], shares[some], seed, some.start, bred)
+            if times > 1:
+                least = np.argsort(self._estimated(bred), kind="stable")[:end - begin]
+                children.put(bred.take(np.sort(least)))
+
+        return Brood(genomes, self._space, 0, write)
+
+    def _seed(self) -> int:
+        return int(self._rng.integers(2**63))
+
+    def _pairs(self, population: Population, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Parents' rows int64 [K, 2], by tournament, and the first ones' shares float64 [K]; see `vary`."""
+        rng, config = self._rng, self._config
+        # The best of a few drawn at random: the lowest place wins.
+        places = rng.integers(len(population.order), size=(count, 2, config.tournament)).min(2)
+        alone = rng.random(count) >= config.crossover
+        places[alone, 1] = places[alone, 0]
+        return population.order[places], rng.random(count)
+
+    def _judge(self, brood: Brood, fitness: np.ndarray) -> None:
         """Compare the estimate with the first evaluation that there is."""
         if self._estimate is not None and self.correlation is None:
-            self.correlation = rank_correlation(self._estimated(entrants), np.array([one.fitness for one in entrants]))
+            self.correlation = rank_correlation(self._estimated(brood.genomes), fitness)
 
-    def _estimated(self, ones: Sequence[Individual]) -> np.ndarray:
-        return self._estimate([self._candidate(one) for one in ones])
-
-    def _child(self, population: list[Individual]) -> Individual:
-        first = self._tournament(population)
-        if self._rng.random() < self._config.crossover:
-            return self._mutate(self._cross(first, self._tournament(population)))
-        return self._mutate(first)
-
-    def _tournament(self, population: list[Individual]) -> Individual:
-        """The best of a few drawn at random; the population is sorted, so the lowest place wins."""
-        return population[int(self._rng.integers(len(population), size=self._config.tournament).min())]
-
-    def _cross(self, first: Individual, second: Individual) -> Individual:
-        share = self._rng.random()
-        mix = share * first.mix + (1 - share) * second.mix
-        survivors = [np.log(np.maximum(self._space.room - one.quotas, 0.5)) for one in (first, second)]
-        quotas = self._space.shift_quotas(first.quotas, (1 - share) * (survivors[1] - survivors[0]))
-        keys = self._keys(mix)
-        members = tuple(cross(a, b, k, int(q)) for a, b, k, q in
-                        zip(first.members, second.members, keys, quotas, strict=True))
-        return Individual(mix, quotas, members, tuple(np.empty(0, np.int64) for _ in members))
-
-    def _mutate(self, one: Individual) -> Individual:
-        """Move quota between layers, then exchange members, then bring zeroed parameters back."""
-        space, config, rng = self._space, self._config, self._rng
-        quotas = space.shift_quotas(one.quotas, config.quota_sigma * rng.standard_normal(space.layers))
-        temperature = config.temperature * rng.random()
-        members, revived = [], []
-        for layer, quota in enumerate(quotas):
-            keys = space.alive_keys(one.mix, layer)
-            back = self._regrow(one.mix, layer, int(space.room[layer] - quota), int(space.capacity[layer] - quota))
-            chosen = resize(one.members[layer], keys, int(quota) + len(back))
-            members.append(swap(chosen, keys, round(config.swap * rng.random() * len(chosen)), temperature, rng))
-            revived.append(back)
-        return Individual(one.mix, quotas, tuple(members), tuple(revived))
-
-    def _regrow(self, mix: np.ndarray, layer: int, survivors: int, room: int) -> np.ndarray:
-        """Positions of the zeroed parameters that a mutation brings back, the most salient first; at most `room`."""
-        dead = self._space.dead[layer]
-        count = min(round(self._config.regrow * self._rng.random() * survivors), len(dead), room)
-        if count == 0:
-            return np.empty(0, np.int64)
-        return draw(-self._space.dead_keys(mix, layer), count, self._config.temperature, self._rng)
-
-    def _candidate(self, one: Individual) -> Candidate:
-        space = self._space
-        return tuple(ZeroingSet(layer, space.alive[layer][m], space.dead[layer][r])
-                     for layer, (m, r) in enumerate(zip(one.members, one.revived, strict=True)) if len(m) or len(r))
+    def _estimated(self, genomes: Genomes) -> np.ndarray:
+        if self._costs is not None:
+            return genomes.sums(*self._costs)
+        return self._estimate(genomes.candidates(self._space))

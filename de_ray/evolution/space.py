@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from de_ray.evolution.operators import TINY, smallest, spread
+from de_ray.evolution.operators import TINY, smallest
 
 CONTENDERS = 8
 """Zeroed parameters that may come back, by each criterion, for each one that can."""
@@ -13,6 +14,9 @@ REACH = 2
 """Survivors that may be zeroed, by each criterion, for each one that the criterion's plain set zeroes."""
 LEAST_REACH = 64
 """The same for layers of which plain sets take next to nothing."""
+
+HUGE = 1e6
+"""Bound of standardized log saliencies."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,27 @@ class Budget:
     """int64 [L], zeros of the bound layers; 0 elsewhere."""
     free_total: int
     """Zeros over all other layers."""
+
+
+class Field(NamedTuple):
+    """A search space as compiled breeding reads it: layers one after the other, positions counted over all of them."""
+
+    alive: np.ndarray
+    """float32 [C, N], standardized log saliencies of the survivors that may be zeroed."""
+    dead: np.ndarray
+    """float32 [C, M], of the zeroed parameters that may come back."""
+    alive_starts: np.ndarray
+    """int64 [L + 1]: layer l has positions alive_starts[l] to alive_starts[l + 1] of N."""
+    dead_starts: np.ndarray
+    """int64 [L + 1], the same of M."""
+    room: np.ndarray
+    """int64 [L], survivors."""
+    fixed: np.ndarray
+    """int64 [L], zeros of the bound layers; 0 elsewhere."""
+    is_free: np.ndarray
+    """bool [L], layers that are not bound."""
+    free_total: int
+    """Zeros over those."""
 
 
 class SearchSpace:
@@ -48,15 +73,14 @@ class SearchSpace:
         self.room = np.array([int(mask.sum()) for mask in masks], np.int64)
         """int64 [L]: survivors."""
         self._free = np.flatnonzero(~budget.bound)
-        self._free_room = self.room[self._free]
-        self._free_survivors = int(self._free_room.sum()) - budget.free_total
-        if self._free_survivors < 0 or (budget.fixed > self.room).any():
+        free_room = int(self.room[self._free].sum())
+        if free_room < budget.free_total or (budget.fixed > self.room).any():
             raise ValueError(f"{budget.free_total} zeros asked for over all layers and {budget.fixed.tolist()} in "
-                             f"bound ones, expected at most the {self._free_room.sum()} and {self.room.tolist()} "
-                             "survivors; lower evolution.sparsity")
+                             f"bound ones, expected at most the {free_room} and {self.room.tolist()} survivors; lower "
+                             "evolution.sparsity")
         positions = [np.flatnonzero(mask) for mask in masks]
         logs = self._standardized(saliency, positions)
-        plain = [self.quotas([log[i] for log, i in zip(of, positions, strict=True)]) for of in logs]
+        plain = [self._quotas([log[i] for log, i in zip(of, positions, strict=True)]) for of in logs]
         reach = np.minimum(self.room, REACH * np.max(plain, axis=0) + LEAST_REACH)
         self.alive = [i[_union(smallest(log[layer][i], int(reach[layer])) for log in logs)]
                       for layer, i in enumerate(positions)]
@@ -66,10 +90,9 @@ class SearchSpace:
                                       round(CONTENDERS * revivals * self.room[layer]))
                      for layer, mask in enumerate(masks)]
         """Zeroed parameters that may come back."""
-        self.capacity = np.array([len(alive) for alive in self.alive], np.int64)
-        self._free_capacity = self.capacity[self._free]
-        self._alive_scores = [np.stack([of[layer][i] for of in logs]) for layer, i in enumerate(self.alive)]  # [C, n]
-        self._dead_scores = [np.stack([of[layer][i] for of in logs]) for layer, i in enumerate(self.dead)]
+        self.field = Field(
+            _scores(logs, self.alive), _scores(logs, self.dead), _starts(self.alive), _starts(self.dead), self.room,
+            budget.fixed.astype(np.int64), ~budget.bound, budget.free_total)
 
     def _standardized(self, saliency: Mapping[str, Sequence[np.ndarray]], positions: Sequence[np.ndarray]) -> list:
         """Logarithms in units of each criterion's own spread over the survivors, so that criteria can be mixed."""
@@ -94,24 +117,11 @@ class SearchSpace:
         """Number of layers."""
         return len(self.sizes)
 
-    def alive_keys(self, mix: np.ndarray, layer: int) -> np.ndarray:
-        """Mixed log saliency [capacity] of those survivors of a layer that may be zeroed.
-
-        Args:
-            mix: float [C], the criteria's weights.
-            layer: index.
-        """
-        return mix.astype(np.float32) @ self._alive_scores[layer]
-
-    def dead_keys(self, mix: np.ndarray, layer: int) -> np.ndarray:
-        """Mixed log saliency of a layer's zeroed parameters that may come back; see `alive_keys`."""
-        return mix.astype(np.float32) @ self._dead_scores[layer]
-
-    def quotas(self, keys: Sequence[np.ndarray]) -> np.ndarray:
+    def _quotas(self, keys: Sequence[np.ndarray]) -> np.ndarray:
         """Zeros a layer, int64 [L]: the bound layers' own, the others' as one threshold over all their keys puts them.
 
         Args:
-            keys: float of each layer; see `alive_keys`.
+            keys: float of each layer, of its survivors.
         """
         quotas = self.budget.fixed.copy()
         if len(self._free):
@@ -120,26 +130,16 @@ class SearchSpace:
             quotas += np.bincount(owner[smallest(everyone, self.budget.free_total)], minlength=self.layers)
         return quotas
 
-    def shift_quotas(self, quotas: np.ndarray, log_shift: np.ndarray) -> np.ndarray:
-        """Move quota between the free layers, budget kept: a layer's survivors are multiplied by exp(log_shift).
 
-        Args:
-            quotas: int64 [L].
-            log_shift: float [L].
-        """
-        if not len(self._free):
-            return quotas.copy()
-        room, capacity = self._free_room, self._free_capacity
-        survivors = np.maximum((room - quotas[self._free]) * np.exp(log_shift[self._free]), TINY)
-        wanted = room - spread(survivors, room, self._free_survivors)
-        within = np.minimum(wanted, capacity)
-        beyond = int((wanted - within).sum())
-        if beyond:  # what is out of a layer's reach goes to the others, by the reach that they have left
-            left = capacity - within
-            within += spread(left + TINY, left, beyond)
-        shifted = quotas.copy()
-        shifted[self._free] = within
-        return shifted
+def _scores(logs: Sequence[Sequence[np.ndarray]], positions: Sequence[np.ndarray]) -> np.ndarray:
+    """Log saliencies at some positions of each layer, float32 [C, n], finite whatever saliencies were."""
+    found = np.concatenate([np.stack([of[layer][i] for of in logs]) for layer, i in enumerate(positions)], 1)
+    return np.clip(np.nan_to_num(found), -HUGE, HUGE)
+
+
+def _starts(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Where each part starts in their concatenation, and where the last one ends: int64 [L + 1]."""
+    return np.cumsum([0, *map(len, parts)], dtype=np.int64)
 
 
 def _union(sets: Iterable[np.ndarray]) -> np.ndarray:

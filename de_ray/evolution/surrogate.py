@@ -10,7 +10,10 @@ from de_ray.evolution.kronecker import KroneckerSurrogate
 from de_ray.evolution.saliency import saliencies
 
 Estimate = Callable[[Sequence[Candidate]], np.ndarray]
-"""Candidates -> float64 [K], lower is better; comparable among the candidates of a cycle alone."""
+"""Candidates -> float64 [K], lower is better; comparable among the candidates of a cycle alone.
+
+One that has `costs`, as `DiagonalSurrogate` does, is the sum of what each weight costs alone: a search can take it
+of its genomes."""
 
 
 class DiagonalSurrogate:
@@ -21,12 +24,12 @@ class DiagonalSurrogate:
     """
 
     def __init__(self, saliency: Sequence[np.ndarray]) -> None:
-        self._saliency = saliency
+        self.costs = saliency
 
     def __call__(self, candidates: Sequence[Candidate]) -> np.ndarray:
         """See `Estimate`."""
-        return np.array([sum(float(self._saliency[one.layer][one.zero].sum())
-                             - float(self._saliency[one.layer][one.revive].sum()) for one in candidate)
+        return np.array([sum(float(self.costs[one.layer][one.zero].sum())
+                             - float(self.costs[one.layer][one.revive].sum()) for one in candidate)
                          for candidate in candidates], np.float64)
 
 

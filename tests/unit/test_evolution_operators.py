@@ -3,11 +3,24 @@
 import pickle
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from de_ray.evolution import operators
 from de_ray.evolution.candidate import WORTH_PACKING, ZeroingSet
-from de_ray.evolution.operators import cross, resize, smallest, spread, swap
+from de_ray.evolution.draws import gumbels, stream
+from de_ray.evolution.operators import fill, smallest
+from de_ray.evolution.quotas import spread
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled():
+    """Compilation is not to count as the time of a property's first example."""
+    keys = np.arange(4, dtype=np.float32)
+    fill(np.zeros(4, np.uint8), keys, 2)
+    swap(np.arange(2), keys, 1)
+    spread(np.ones(2), np.ones(2, np.int64), 1)
 
 
 @st.composite
@@ -17,6 +30,31 @@ def keys_and_sets(draw):
     subset = st.lists(st.integers(0, len(keys) - 1), unique=True, max_size=len(keys))
     first, second = (np.array(sorted(draw(subset)), np.int64) for _ in range(2))
     return keys, first, second
+
+
+def filled(tiers, keys, k):
+    fill(tiers, keys, k)
+    return tiers.nonzero()[0]
+
+
+def resize(members, keys, k):
+    tiers = np.zeros(len(keys), np.uint8)
+    tiers[members] = 2
+    return filled(tiers, keys, k)
+
+
+def cross(first, second, keys, k):
+    tiers = np.zeros(len(keys), np.uint8)
+    tiers[first] += 1
+    tiers[second] += 1
+    return filled(tiers, keys, k)
+
+
+def swap(members, keys, count, temperature=0.0):
+    inside = np.zeros(len(keys), np.uint8)
+    inside[members] = 1
+    operators.swap(inside, keys, count, temperature, stream(0, 0))
+    return inside.nonzero()[0]
 
 
 def is_set(positions, n):
@@ -29,6 +67,17 @@ def test_smallest_is_the_head_of_a_stable_sort(case, data):
     keys, _, _ = case
     k = data.draw(st.integers(0, len(keys)))
     np.testing.assert_array_equal(smallest(keys, k), np.sort(np.argsort(keys, kind="stable")[:k]))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 4000), st.sampled_from([1, 7, 300, 10**6]), st.data())
+def test_filling_takes_the_head_of_a_stable_sort_by_tier_and_key(seed, n, values, data):
+    rng = np.random.default_rng(seed)
+    keys = (rng.integers(0, values, n) / values * rng.choice([1e-3, 1, 1e4])).astype(np.float32)  # with ties
+    keys[rng.integers(n)] = rng.choice([-1e6, 0, 1e6])  # an outlier empties most of a histogram's bins
+    tiers = rng.integers(0, 3, n).astype(np.uint8)
+    k = data.draw(st.integers(0, n))
+    expected = np.sort(np.lexsort((keys, -tiers.astype(int)))[:k])
+    np.testing.assert_array_equal(filled(tiers, keys, k), expected)
 
 
 @given(keys_and_sets(), st.data())
@@ -58,6 +107,25 @@ def test_crossover_keeps_the_intersection_and_stays_in_the_union_where_it_can(ca
     assert len(child) == k and is_set(child, len(keys))
     assert np.isin(both, child).all()
     assert len(np.setdiff1d(child, either)) == max(0, k - len(either))
+
+
+@given(st.integers(0, 99), st.integers(1, 60))
+def test_swaps_at_a_temperature_exchange_as_many_and_favour_little_keys(seed, count):
+    keys = np.random.default_rng(seed).normal(size=400).astype(np.float32)
+    inside = np.zeros(400, np.uint8)
+    inside[np.random.default_rng(seed).choice(400, 150, replace=False)] = 1
+    before = inside.copy()
+    operators.swap(inside, keys, count, 0.3, stream(seed, 1))
+    assert inside.sum() == 150 and ((before == 1) & (inside == 0)).sum() == count
+    entered, left = keys[inside > before], keys[inside < before]
+    assert entered.mean() < keys[before == 0].mean() and left.mean() > keys[before == 1].mean()
+
+
+def test_gumbel_draws_have_the_distributions_quantiles_and_differ_from_stream_to_stream():
+    found = np.sort(np.concatenate([gumbels(stream(5, number), 50) for number in range(2000)]))
+    shares = (np.arange(len(found)) + 0.5) / len(found)
+    assert np.abs(np.exp(-np.exp(-found)) - shares).max() < 2 / np.sqrt(len(found))  # Kolmogorov-Smirnov
+    assert len(np.unique(found)) > 0.99 * len(found)
 
 
 @given(st.lists(st.tuples(st.floats(1e-3, 1e3), st.integers(0, 100)), min_size=1, max_size=12), st.data())

@@ -1,5 +1,7 @@
 """The search as ask/tell, on objectives whose best answer is known."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -64,7 +66,7 @@ def test_the_first_generation_holds_every_criterions_plain_top_k():
     first = search.ask().candidates
     for c, criterion in enumerate(space.criteria):
         plain = DirectedSearch(space, EvolutionConfig(criteria=[criterion], generations=0), 1, rng)
-        expected = search._candidate(search._plain(search._pure(c)))
+        expected = search._plain().candidates(space)[c]
         assert plain.ask() is None
         for a, b in zip(first[c], expected, strict=True):
             np.testing.assert_array_equal(a.zero, b.zero)
@@ -146,6 +148,42 @@ def test_the_same_generator_gives_the_same_search():
     assert a == b
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one.zero, other.zero)
+
+
+@pytest.mark.parametrize("read", [lambda candidates: candidates[600], lambda candidates: candidates[:]])
+def test_children_do_not_depend_on_how_their_generation_is_read(read):
+    def run(read):
+        rng = np.random.default_rng(11)
+        space, _ = make_space(rng, dead=10)
+        search = DirectedSearch(space, EvolutionConfig(population=1000, regrow=0.3, swap=0.3), 4, rng)
+        costs = [np.linspace(0, 1, n) for n in SIZES]
+        while (request := search.ask()) is not None:
+            if len(request.candidates) > 600:
+                read(request.candidates)
+            search.tell(additive(costs)(request.candidates, request.batches))
+        return search.best()
+    (found, fitness), (expected, same) = run(read), run(len)
+    assert fitness == same
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.zero, other.zero)
+        np.testing.assert_array_equal(one.revive, other.revive)
+
+
+def test_the_first_candidates_of_a_generation_can_be_read_before_the_last_ones_are_bred():
+    rng = np.random.default_rng(12)
+    space, _ = make_space(rng)
+    search = DirectedSearch(space, EvolutionConfig(population=1000), 4, rng)
+    brood, go_on = search.ask().candidates, threading.Event()
+    write = brood._write
+
+    def slowly(begin, end, genomes):
+        assert begin < 500 or go_on.wait(60)
+        write(begin, end, genomes)
+
+    brood._write = slowly
+    assert len(brood) == 1000 and net(brood[0]) == TOTAL
+    go_on.set()
+    assert net(brood[-1]) == TOTAL
 
 
 def test_more_zeros_than_survivors_is_an_error_that_names_both():
