@@ -176,9 +176,11 @@ def test_least_squares_refit_runs_through_the_pipeline(digits):
 def test_narrow_layers_lose_less_with_error_feedback_and_wider_ones_have_none(digits):
     def divergence(bits, widest):
         quantization = {"bits": bits, "refit_steps": 0, "feedback_bits": widest}
-        return run(digits, small(quantization=quantization)).report["divergence"]["calibration"]
+        # Half of the weights survive: the more there are, the better they make up for each other.
+        student = {"evolution": {"sparsity": 0.5, "cycles": 4, "generations": 1, "saliency_inputs": 256}}
+        return run(digits, small(**student, quantization=quantization)).report["divergence"]["calibration"]
 
-    assert divergence(2, widest=2) < 0.8 * divergence(2, widest=0)
+    assert divergence(2, widest=2) < 0.6 * divergence(2, widest=0)
     assert divergence(3, widest=2) == divergence(3, widest=0)
 
 
