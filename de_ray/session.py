@@ -23,7 +23,7 @@ from de_ray.progress import Progress
 from de_ray.report import print_report
 from de_ray.results import STUDENT_FILE, save_config, track_result, write_result
 from de_ray.serving import saver
-from de_ray.tracking import Parent, Tracker, flatten
+from de_ray.tracking import RUN_FILE, Parent, Tracker, flatten
 
 if TYPE_CHECKING:
     from de_ray.sweep.run import SweepResult
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
-RUN_FILE = "mlflow_run.json"
-"""In a run's folder: its run of MLflow, with which a later sitting goes on."""
 
 
 def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "Result | SweepResult":

@@ -30,6 +30,8 @@ SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT
             "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 """MLflow's own defaults keep a run waiting for minutes on a dead server, report its use to its makers, and print a
 server's address, with the password in it, as each run ends. What the user has set stays."""
+RUN_FILE = "mlflow_run.json"
+"""In a run's folder: its run of MLflow, with which a later sitting goes on."""
 NOTE = "mlflow.note.content"
 """The tag that is shown as a run's description."""
 PARAMS_A_CALL = 100
@@ -126,11 +128,14 @@ class Tracker:
                    client.create_run(connection.experiment, tags={**tags, **nested, **process_tag()}, run_name=name))
             connection.client = client
         tracker = cls(connection, run)
-        if record is not None and tracker.identity is not None:
-            write_atomically(record, json.dumps(vars(tracker.identity)).encode())
+        tracker._write(record)
         if config.system_metrics:
             tracker._watch_system()
         return tracker
+
+    def _write(self, record: Path | None) -> None:
+        if record is not None and self.identity is not None:
+            write_atomically(record, json.dumps(vars(self.identity)).encode())
 
     @property
     def identity(self) -> Parent | None:
@@ -219,11 +224,16 @@ class Tracker:
         """Set what MLflow's pages show as the run's description, in Markdown."""
         self._do(lambda client: client.set_tag(self._run, NOTE, text))
 
-    def open_child(self, name: str, tags: Mapping[str, str] | None = None) -> "Tracker":
-        """A nested run, to be ended by `end`."""
-        return Tracker(self._connection, self._do(lambda client: client.create_run(
-            self._connection.experiment, run_name=name,
-            tags={**(tags or {}), "mlflow.parentRunId": self._run, **process_tag()})))
+    def open_child(self, name: str, tags: Mapping[str, str] | None = None, record: Path | None = None) -> "Tracker":
+        """A nested run, to be ended by `end`; see `start` for `record`."""
+        def action(client: "MlflowClient") -> "Run":
+            return _resumed(client, record, self._connection.experiment) or client.create_run(
+                self._connection.experiment, run_name=name,
+                tags={**(tags or {}), "mlflow.parentRunId": self._run, **process_tag()})
+
+        child = Tracker(self._connection, self._do(action))
+        child._write(record)
+        return child
 
     @contextlib.contextmanager
     def child(self, name: str) -> Iterator["Tracker"]:

@@ -16,7 +16,7 @@ from de_ray.results import REPORT_FILE, STUDENT_FILE, read_report, track_result
 from de_ray.schema import CONFIG_FILE
 from de_ray.sweep.space import Point, label
 from de_ray.sweep.trial import CYCLE, HALVINGS, place
-from de_ray.tracking import Tracker, flatten
+from de_ray.tracking import RUN_FILE, Tracker, flatten
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +83,9 @@ class Watch(Callback):
     def track(self, number: int) -> Tracker:
         """The run of a trial."""
         if number not in self._open:
-            point = self._points[number]
-            self._open[number] = self._tracker.open_child(label(point), {"trial": str(number)})
+            point, folder = self._points[number], place(self._folder, number)
+            folder.mkdir(parents=True, exist_ok=True)  # the trial itself may not have come so far
+            self._open[number] = self._tracker.open_child(label(point), {"trial": str(number)}, folder / RUN_FILE)
             self._open[number].log_params(flatten(self._config(point)))
         return self._open[number]
 

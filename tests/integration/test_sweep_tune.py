@@ -23,8 +23,8 @@ SPACE = ["~sweep.space.refit", "sweep.space.evolution.sparsity=[0.6]", "sweep.sp
 
 @pytest.fixture(scope="module")
 def swept(python, tmp_path_factory):
-    """(working folder, exit code of the sweep that was killed after its first trial, files then, output of the
-    resumed one)."""
+    """(working folder, exit code of the sweep that was killed after its first trial, files and statuses of runs then,
+    output of the resumed one)."""
     work = tmp_path_factory.mktemp("swept")
     ray_folder = tempfile.mkdtemp(prefix="dr")  # short: Ray puts sockets into it
     environment = os.environ | {"DE_RAY_CACHE": str(work / "cache"), "RAY_TMPDIR": ray_folder,
@@ -42,7 +42,7 @@ def swept(python, tmp_path_factory):
             time.sleep(0.1)
         process.terminate()
         process.communicate(timeout=60)
-        then = {path.name for path in (work / "sweep").iterdir()}
+        then = {path.name for path in (work / "sweep").iterdir()}, [run.info.status for run in runs(work)[1]]
         first = (work / "sweep/trials/000/student.der").stat().st_mtime_ns
         resumed = launch("resume=sweep")
         out, err = resumed.communicate(timeout=300)
@@ -61,11 +61,16 @@ def runs(work):
 
 
 def test_a_killed_sweep_leaves_no_run_running(swept):
+    files, statuses = swept[2]
+    assert swept[1] != 0 and "sweep.json" not in files
+    assert statuses.count("KILLED") == 2 and "RUNNING" not in statuses  # the sweep's and the second trial's
+
+
+def test_a_resumed_sweep_goes_on_with_the_runs_of_the_killed_one(swept):
     _, found = runs(swept[0])
-    assert swept[1] != 0 and "sweep.json" not in swept[2]
-    parents = sorted(run.info.status for run in found if run.info.run_name == "digits directed sweep seed 0")
-    assert parents == ["FINISHED", "KILLED"]
-    assert "RUNNING" not in {run.info.status for run in found}
+    assert [run.info.run_name for run in found].count("digits directed sweep seed 0") == 1
+    assert sorted(run.data.tags["trial"] for run in found if "trial" in run.data.tags) == ["0", "1"]
+    assert {run.info.status for run in found} == {"FINISHED"}
 
 
 def test_a_resumed_sweep_ends_with_all_trials_the_figure_and_the_best_ones_command_line(swept):
