@@ -23,7 +23,7 @@ RATES = np.array([(2 << 16) // (2 * seen + 3) for seen in range(LIMIT + 1)], np.
 _STRETCH = STRETCH.astype(np.int16)  # half the cache
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def logit_of(chance):
     """The logit of a counter's probability, in units of 1/256."""
     return np.int64(_STRETCH[chance >> COUNTER_SHIFT])

@@ -44,19 +44,19 @@ VALUE_SHIFT = 14
 """Of the training rate for signs and magnitudes."""
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _class(logit):
     """0..STEPS - 1: a relative logit in quarters."""
     return min(max((logit >> 6) + STEPS // 2, 0), STEPS - 1)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _capped(value, most):
     """The magnitude of a value, at most `most`."""
     return min(abs(np.int64(value)), most)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _side(value):
     """0, 1 or 2: negative, zero, positive."""
     return 1 + np.int64(value > 0) - np.int64(value < 0)
@@ -120,6 +120,9 @@ def code(symbols, rows, inputs, kernel, width, period, unary, prior, decoding, s
     value_chance = np.full(value_size, ONE << COUNTER_SHIFT >> 1, np.int32)
     value_seen = np.full(value_size, VALUE_SEEN, np.int16)
     value_weights = np.full((RUNGS + MAX_BUCKET, VALUE_INPUTS), WEIGHT_ONE // 3, np.int32)
+    # Not as constants: `decide` would be compiled anew for each.
+    value_inputs, bit_inputs, value_shift = np.int64(VALUE_INPUTS), np.int64(3), np.int64(VALUE_SHIFT)
+    sign_rung = np.int64(0)
 
     column_bits = np.zeros(columns, np.int32)
     column_last = np.zeros(columns, np.int32)
@@ -194,8 +197,9 @@ def code(symbols, rows, inputs, kernel, width, period, unary, prior, decoding, s
                     slots[3] = of_place + _side(kernel_last) * kernel + k
                     slots[4] = of_channel
                     slots[5] = of_column + c
-                    negative = decide(np.int64(symbol < 0), VALUE_INPUTS, slots, value_chance, value_seen, logits,
-                                      value_weights, 0, VALUE_SHIFT, stream, state, decoding, bits, probabilities, at)
+                    negative = decide(np.int64(symbol < 0), value_inputs, slots, value_chance, value_seen, logits,
+                                      value_weights, sign_rung, value_shift, stream, state, decoding, bits,
+                                      probabilities, at)
                     if negative < 0:
                         return -1
                     at += 1
@@ -212,8 +216,8 @@ def code(symbols, rows, inputs, kernel, width, period, unary, prior, decoding, s
                         slots[3] = of_place + size * 6 * kernel + k * 2 + negative
                         slots[4] = of_channel + size * 64 + min(channel_mean[i] >> 5, 63)
                         slots[5] = of_column + size * columns + c if size < 4 else of_channel + size * 64 + 63
-                        more = decide(np.int64(reach > size), VALUE_INPUTS, slots, value_chance, value_seen, logits,
-                                      value_weights, size, VALUE_SHIFT, stream, state, decoding, bits,
+                        more = decide(np.int64(reach > size), value_inputs, slots, value_chance, value_seen, logits,
+                                      value_weights, np.int64(size), value_shift, stream, state, decoding, bits,
                                       probabilities, at)
                         if more < 0:
                             return -1
@@ -235,8 +239,8 @@ def code(symbols, rows, inputs, kernel, width, period, unary, prior, decoding, s
                                 slots[0] = mantissa + ((size - 1) << TREE_BITS) + node
                                 slots[1] = slots[0] + ((1 + negative) * MAX_BUCKET << TREE_BITS)
                                 slots[2] = slots[0]
-                            digit = decide((magnitude >> place) & 1, 3, slots, value_chance, value_seen, logits,
-                                           value_weights, RUNGS - 1 + size, VALUE_SHIFT, stream, state, decoding, bits,
+                            digit = decide((magnitude >> place) & 1, bit_inputs, slots, value_chance, value_seen, logits,
+                                           value_weights, RUNGS - 1 + size, value_shift, stream, state, decoding, bits,
                                            probabilities, at)
                             if digit < 0:
                                 return -1

@@ -122,8 +122,9 @@ def transposed_rows(out: np.ndarray, k: int, base: np.ndarray, inputs: np.ndarra
 def _rows(out, k, base, inputs, rows, starts, columns, values, rectify):  # pragma: no cover - compiled
     t, zero = 0, np.float32(0)
     for r in range(out.shape[0]):
-        target = out[r, k]
-        target[:] = base[r]
+        target, before = out[r, k], base[r]
+        for n in range(len(target)):
+            target[n] = before[n]
         if t < len(rows) and rows[t] == r:
             for e in range(starts[t], starts[t + 1]):
                 value, source = values[e], inputs[columns[e]]

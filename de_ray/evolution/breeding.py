@@ -1,7 +1,8 @@
 """Children, compiled: many of them in one call, which holds no interpreter lock.
 
 A child is a function of its parents, the space, the rates, a seed and its own number: it makes no difference who breeds
-it, nor beside which others. Loops, where expressions on arrays would be shorter, compile several times faster.
+it, nor beside which others. Loops, where expressions on arrays would be shorter, compile several times faster; so do
+calls whose constants have a type, since for each bare constant the callee would be compiled anew.
 """
 
 from typing import NamedTuple
@@ -31,7 +32,7 @@ def plain(field: Field, genomes: Genomes) -> None:  # pragma: no cover - compile
     keys, tiers = np.empty(field.alive.shape[1], np.float32), np.empty(field.alive.shape[1], np.uint8)
     everyone, layers = np.empty(field.alive.shape[1], np.float32), len(field.room)
     for row in range(len(genomes.mix)):
-        _mix(genomes.mix[row], field.alive, 0, keys)
+        _mix(genomes.mix[row], field.alive, np.int64(0), keys)
         tiers[:] = 0
         count = 0
         for layer in range(layers):
@@ -80,7 +81,7 @@ def vary(field: Field, rates: Rates, parents: Genomes, pairs: np.ndarray, shares
         for criterion in range(len(mix)):
             mix[criterion] = share * parents.mix[one, criterion] + (1 - share) * parents.mix[other, criterion]
             children.mix[child, criterion] = mix[criterion]
-        _mix(mix, field.alive, 0, keys)
+        _mix(mix, field.alive, np.int64(0), keys)
         _count(parents, one, other, tiers)
         quotas = children.quotas[child]
         for layer in range(layers):
@@ -99,7 +100,7 @@ def vary(field: Field, rates: Rates, parents: Genomes, pairs: np.ndarray, shares
             shift[layer] = rates.quota_sigma * normal(state)
         move(field, shift, quotas)
         temperature = rates.temperature * uniform(state)
-        back = 0
+        back = np.int64(0)
         for layer in range(layers):
             returned = _revive(field, rates, mix, layer, quotas[layer], state, children.revived[child], back)
             children.returned[child, layer] = returned

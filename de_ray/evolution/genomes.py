@@ -110,8 +110,11 @@ def most_revived(room: np.ndarray, dead: np.ndarray, revivals: float) -> int:
 def _sums(genomes, alive, dead):  # pragma: no cover - compiled
     sums = np.zeros(len(genomes.mix), np.float64)
     for row in range(len(sums)):
-        back = genomes.returned[row].sum()
-        for i in range(genomes.quotas[row].sum() + back):
+        members = back = 0
+        for layer in range(genomes.quotas.shape[1]):
+            members += genomes.quotas[row, layer] + genomes.returned[row, layer]
+            back += genomes.returned[row, layer]
+        for i in range(members):
             sums[row] += alive[genomes.members[row, i]]
         for i in range(back):
             sums[row] -= dead[genomes.revived[row, i]]

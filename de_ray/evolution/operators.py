@@ -149,7 +149,7 @@ def fill(tiers, keys, k):  # pragma: no cover - compiled
         for i in range(len(tiers)):
             tiers[i] = tiers[i] >= split
         return
-    places, values = _gather(tiers, split, keys, np.float32(1), held)
+    places, values = _gather(tiers, np.uint8(split), keys, np.float32(1), np.int64(held))
     for i in range(len(tiers)):
         tiers[i] = tiers[i] > split
     for i in _least(values, need):
@@ -200,9 +200,9 @@ def swap(inside, keys, count, temperature, state):  # pragma: no cover - compile
     count = min(count, members, others)
     if count == 0:
         return
-    places, values = _gather(inside, 1, keys, np.float32(-1), members)
+    places, values = _gather(inside, np.uint8(1), keys, np.float32(-1), np.int64(members))
     leavers = draw(places, values, count, temperature, state)
-    places, values = _gather(inside, 0, keys, np.float32(1), others)
+    places, values = _gather(inside, np.uint8(0), keys, np.float32(1), np.int64(others))
     entrants = draw(places, values, count, temperature, state)
     for i in range(count):
         inside[leavers[i]], inside[entrants[i]] = 0, 1

@@ -7,6 +7,16 @@ from de_ray.evolution.operators import TINY
 
 
 @njit(nogil=True, cache=True)
+def _greatest(values):  # pragma: no cover - compiled
+    """The first position of the greatest value."""
+    found = 0
+    for i in range(1, len(values)):
+        if values[i] > values[found]:
+            found = i
+    return found
+
+
+@njit(nogil=True, cache=True)
 def spread(weights, room, budget):  # pragma: no cover - compiled
     """Whole numbers in [0, room] that sum to `budget`, proportional to `weights` as far as the room allows.
 
@@ -43,13 +53,15 @@ def spread(weights, room, budget):  # pragma: no cover - compiled
         share[layer] -= counts[layer]
     # Largest remainders get the units that rounding down left over; what there is no room for goes where there is most.
     for _ in range(min(missing, layers)):
-        largest = np.argmax(share)
+        largest = _greatest(share)
         share[largest] = -1.0
         if counts[largest] < room[largest]:
             counts[largest] += 1
             missing -= 1
     while missing > 0:
-        widest = np.argmax(room - counts)
+        for layer in range(layers):
+            share[layer] = room[layer] - counts[layer]
+        widest = _greatest(share)
         more = min(missing, room[widest] - counts[widest])
         counts[widest] += more
         missing -= more
@@ -67,7 +79,7 @@ def move(field, log_shift, quotas):  # pragma: no cover - compiled
             reach[layer] = field.alive_starts[layer + 1] - field.alive_starts[layer]
             weights[layer] = max((room[layer] - quotas[layer]) * np.exp(log_shift[layer]), TINY)
             total += room[layer]
-    survivors, beyond = spread(weights, room, total - field.free_total), 0
+    survivors, beyond = spread(weights, room, total - field.free_total), np.int64(0)
     for layer in range(layers):
         if field.is_free[layer]:
             wanted = room[layer] - survivors[layer]

@@ -353,21 +353,23 @@ def test_a_dashboard_that_stays_away_is_one_error_that_says_how_to_attach_again(
         connection.client().stop_job(job)
 
 
-def test_a_submitted_run_streams_its_log_ends_with_its_exit_code_and_can_be_attached_to(apart, expected):
-    # The repository is the working folder; the run's own lies where the head's job has it.
-    def send(*overrides, expect):
-        return command(apart, "launch.py", *overrides, cwd=REPOSITORY, expect=expect)
+def test_a_submitted_run_streams_its_log_ends_with_its_exit_code_and_can_be_attached_to(apart, expected, tmp_path):
+    # The run's own folder lies where the head's job has it.
+    def send(*overrides, expect, cwd):
+        return command(apart, REPOSITORY / "launch.py", *overrides, cwd=cwd, expect=expect)
 
     off = [f"cluster.dashboard={apart.dashboard}", f"hydra.run.dir={apart.folder / 'runs/submitted'}"]
+    # From a user's folder: the nodes have de_ray installed.
     told = send("+cluster=aws", "cluster.submit=true", f"cluster.storage={apart.folder / 'shared'}", "pool=serial",
-                *off, *QUICK, expect=0)
+                *off, *QUICK, expect=0, cwd=tmp_path)
     assert (apart.folder / "shared/runs/submitted/student.der").read_bytes() == expected
     assert "equals the student, bit for bit" in told and "/data/" not in told
     job = re.search(r"de-ray-\d{8}-\d{6}-[0-9a-f]{6}", told)[0]
-    again = send(f"cluster.attach={job}", *off, expect=0)
+    again = send(f"cluster.attach={job}", *off, expect=0, cwd=tmp_path)
     assert "equals the student, bit for bit" in again
+    # From the repository: its own package is sent along and runs.
     failed = send("cluster.submit=true", *off, "problem=custom", "problem.model=nowhere:build",
-                  "problem.calibration=inputs.npy", expect=1)
+                  "problem.calibration=inputs.npy", expect=1, cwd=REPOSITORY)
     assert "error: " in failed and "nowhere" in failed
 
 

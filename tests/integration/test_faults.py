@@ -374,18 +374,25 @@ def test_two_actors_that_raise_over_a_candidate_are_one_clear_error_and_leave_no
     assert all(is_gone(pid) for pid in workers)
 
 
-def test_a_candidate_that_kills_every_actor_is_one_clear_error(session, tmp_path):
+@pytest.fixture
+def impatient(monkeypatch):
+    """Two replicas are given up where users' runs give up four, each of which takes seconds to start."""
+    for module in ("ray_pool", "scatter"):
+        monkeypatch.setattr(f"de_ray.evaluation.{module}.DEATHS_ALLOWED", 1)
+
+
+def test_a_candidate_that_kills_every_actor_is_one_clear_error(session, impatient, tmp_path):
     case = Case(mlp_problem(), tmp_path, actors=1)
     with case.pool() as pool:
         fill(pool, 1)
-        case.fault("die", 4)
-        with pytest.raises(EvaluationError, match="4 replicas were lost over the same candidates.*resume=RUN_FOLDER"):
+        case.fault("die", 2)
+        with pytest.raises(EvaluationError, match="2 replicas were lost over the same candidates.*resume=RUN_FOLDER"):
             pool.evaluate(case.candidates[:1], [0])
 
 
-def test_actors_that_cannot_start_are_one_clear_error(session, tmp_path):
+def test_actors_that_cannot_start_are_one_clear_error(session, impatient, tmp_path):
     case = Case(mlp_problem(), tmp_path, actors=1)
-    case.fault("fail to start", 4)
+    case.fault("fail to start", 2)
     with case.pool() as pool, pytest.raises(EvaluationError, match="no replica is left.*no such device"):
         pool.evaluate(case.candidates, [0])
 
