@@ -13,7 +13,7 @@ from de_ray.problem.custom import problem_from_model
 def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: float = 0.9, bits: int | None = 4,
              divergence: str = "kl", held_out: Tensor | np.ndarray | None = None, include: Sequence[str] = ("*",),
              exclude: Sequence[str] = (), evolution: EvolutionConfig | None = None, refit: RefitConfig | None = None,
-             quantization: QuantizationConfig | None = None, pool: PoolConfig | None = None,
+             quantization: QuantizationConfig | None = None, pool: PoolConfig | None = None, augment: str = "auto",
              target_bytes: int | None = None, target_ratio: float | None = None, seed: int = 0,
              threads: int = 1, device: str = "auto") -> Result:
     """Compress a trained network.
@@ -30,6 +30,8 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
         exclude: globs of layer names that stay dense.
         evolution, refit, quantization, pool: whole configuration groups; `sparsity` and `bits` go on top of the first
             and the third. The default pool is this process; `PoolConfig(kind="ray")` takes all its cores.
+        augment: of calibration inputs, where they serve refit: cutmix (rectangles of each other), shift, none, or auto,
+            which is cutmix for images [N, C, H, W] and none for others.
         target_bytes: size that the file may have; sparsity is then found, and `sparsity` is not used.
         target_ratio: the same as a ratio, 4 bytes x parameters / bytes of the file.
         seed: of every random draw.
@@ -48,7 +50,7 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
         state = de_ray.load("student.der")
     """
     problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=list(include),
-                                 exclude=list(exclude), seed=seed)
+                                 exclude=list(exclude), seed=seed, augment=augment)
     evolution = _replaced(evolution or EvolutionConfig(), sparsity=sparsity)
     quantization = _replaced(quantization or QuantizationConfig(), bits=bits)
     config = Config(evolution=evolution, refit=refit or RefitConfig(), quantization=quantization,

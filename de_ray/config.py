@@ -10,7 +10,7 @@ from typing import Any
 CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs", "kronecker")
 SURROGATES = ("fisher", "kronecker")
 DIVERGENCES = ("kl", "mse", "cosine")
-AUGMENTATIONS = ("none", "shift")
+AUGMENTATIONS = ("none", "shift", "cutmix", "auto")
 DARKNETS = ("yolov3_tiny", "yolov3")
 DETECTORS = (*DARKNETS, "ultralytics", "fashion_scenes")
 ULTRALYTICS = "ultralytics:"
@@ -104,7 +104,8 @@ class ProblemConfig:
     """Globs of layer names that stay dense; each must match a layer."""
     augment: str = "none"
     """Label-free augmentation of refit and calibration inputs: none, shift (random translation by up to 1 pixel along
-    each axis), or, for detectors, detection (mosaic, flip, scale, crop, colour)."""
+    each axis), cutmix (the same, and rectangles of other images), auto (cutmix for images, none for other inputs), or,
+    for detectors, detection (mosaic, flip, scale, crop, colour)."""
     augment_share: float = 0.5
     """Share of the inputs that augmentation changes, in (0, 1]."""
     cfg: str | None = None

@@ -28,11 +28,7 @@ def shift(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Ten
 
     Returns:
         [N, C, H, W], a new tensor.
-
-    Raises:
-        ValueError: for inputs that are not images.
     """
-    _require_images(inputs)
     n, _, height, width = inputs.shape
     padded = pad(inputs, (REACH,) * 4, value=float(inputs.min()))  # [N, C, H + 2 REACH, W + 2 REACH]
     offsets = torch.randint(2 * REACH + 1, (2, n, 1), generator=generator, device=generator.device).to(inputs.device)
@@ -45,20 +41,47 @@ def shift(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Ten
     return padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
+def cutmix(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
+    """Shift images, and paste into each, with probability `share`, a rectangle of another one at the same place.
+
+    The teacher says what it makes of such images, so that no label has to be mixed. Few inputs become very many: it is
+    their number that keeps survivors from fitting the teacher's outputs by heart.
+    Source: CutMix, Yun et al., arXiv:1905.04899, with a centre, a height and a width drawn uniformly.
+
+    Args:
+        inputs: [N, C, H, W].
+        generator: of the draws; on any device.
+        share: in (0, 1].
+
+    Returns:
+        [N, C, H, W], a new tensor.
+    """
+    moved = shift(inputs, generator, share)
+    n, _, height, width = moved.shape
+    partner = torch.randint(n, (n,), generator=generator, device=generator.device).to(inputs.device)
+    draws = torch.rand((5, n, 1), generator=generator, device=generator.device).to(inputs.device)
+    rows = (torch.arange(height, device=inputs.device) - height * draws[0]).abs() < height / 2 * draws[1]  # [N, H]
+    columns = (torch.arange(width, device=inputs.device) - width * draws[2]).abs() < width / 2 * draws[3]  # [N, W]
+    pasted = (rows & (draws[4] < share))[:, None, :, None] & columns[:, None, None, :]
+    return torch.where(pasted, moved[partner], moved)
+
+
 def augmentation(name: str, inputs: Tensor, share: float = 0.5) -> Augment | None:
-    """The augmentation called none or shift of a share of inputs, checked against the inputs [M, ...] to come.
+    """The augmentation of a name, of a share of inputs, checked against the inputs [M, ...] to come.
+
+    Args:
+        name: none, shift, cutmix, or auto, which is cutmix for images and none for others.
+        inputs: [M, ...].
+        share: in (0, 1].
 
     Raises:
         ValueError: for another name, or for inputs that are not images.
     """
     require_choice("problem.augment", name, AUGMENTATIONS)
-    if name == "none":
+    images = inputs.ndim == 4 and inputs.is_floating_point()
+    if name == "none" or name == "auto" and not images:
         return None
-    _require_images(inputs)
-    return partial(shift, share=share)
-
-
-def _require_images(inputs: Tensor) -> None:
-    if inputs.ndim != 4 or not inputs.is_floating_point():
-        raise ValueError(f"problem.augment='shift': expected images [N, C, H, W], got inputs {list(inputs.shape)} "
+    if not images:
+        raise ValueError(f"problem.augment={name!r}: expected images [N, C, H, W], got inputs {list(inputs.shape)} "
                          f"of {inputs.dtype}")
+    return partial(shift if name == "shift" else cutmix, share=share)

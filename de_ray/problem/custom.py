@@ -81,7 +81,7 @@ def problem_from_model(
         seed: of the draw of calibration inputs.
         calibration_size: inputs on which candidates are evaluated; all of them where there are fewer.
         inputs_size: inputs that saliency and refit may use; 0: all.
-        augment: none or shift.
+        augment: none, shift, cutmix or auto; see `augmentation`.
         augment_share: share of the inputs that augmentation changes.
 
     Raises:

@@ -6,7 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 from de_ray.config import ProblemConfig, TeacherConfig
-from de_ray.problem.augment import REACH, augmentation, shift
+from de_ray.problem.augment import REACH, augmentation, cutmix, shift
 from de_ray.problem.build import CLASSIFIERS, PROBLEMS, build_architecture, build_problem
 from de_ray.problem.sampling import draw_inputs
 
@@ -101,20 +101,46 @@ def test_shift_moves_each_image_by_its_own_offset_and_fills_with_background():
     assert 180 < offsets.count((0, 0)) < 264
 
 
-def test_shift_is_the_generators_and_leaves_its_input_alone():
+def test_cutmix_pastes_one_rectangle_of_one_other_image_at_the_same_place():
+    # Both axes count, so that a pixel tells where it comes from; the first channel says from which image.
+    images = torch.stack(torch.broadcast_tensors(torch.arange(1.0, 401)[:, None, None], torch.arange(9.0)[:, None],
+                                                 torch.arange(7.0)), 1)
+    mixed = cutmix(images, torch.Generator().manual_seed(0), 0.5)
+    own, other = images[:, :1].amax((2, 3)).flatten(), 0
+    inner = mixed[:, :, REACH:-REACH, REACH:-REACH]
+    shares = []
+    for image, number in zip(inner, own, strict=True):
+        foreign = image[0] != number
+        shares.append(foreign.float().mean().item())
+        if foreign.any():
+            other += 1
+            assert len(set(image[0][foreign].tolist())) == 1, "one other image"
+            rows, columns = foreign.any(1), foreign.any(0)
+            assert foreign.equal(rows[:, None] & columns) and all(
+                axis.nonzero().diff(dim=0).eq(1).all() for axis in (rows, columns)), "one rectangle"
+            places = image[1:, foreign] - torch.stack(foreign.nonzero(as_tuple=True)) - REACH
+            assert places.abs().max() <= REACH and (places == places[:, :1]).all(), "from the same place, shifted"
+    assert 120 < other <= 220, "half of them, less the rectangles that lie at the edge or are too small for a pixel"
+    assert max(shares) > 0.5
+
+
+@pytest.mark.parametrize("augment", [shift, cutmix])
+def test_augmentation_is_the_generators_and_leaves_its_input_alone(augment):
     images = torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     kept = images.clone()
-    results = [shift(images, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    results = [augment(images, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert results[0].equal(results[1])
     assert not results[0].equal(results[2])
     assert images.equal(kept)
 
 
 @pytest.mark.parametrize("inputs", [torch.ones(5, 6), torch.ones(5, 1, 8, 8, dtype=torch.int64)])
-def test_shift_of_what_is_no_image_is_a_value_error(inputs):
-    with pytest.raises(ValueError, match="problem.augment='shift'"):
-        augmentation("shift", inputs)
-    assert augmentation("none", inputs) is None
+def test_what_is_no_image_is_augmented_by_nothing_and_asking_for_it_is_a_value_error(inputs):
+    for name in ("shift", "cutmix"):
+        with pytest.raises(ValueError, match=f"problem.augment='{name}'"):
+            augmentation(name, inputs)
+    assert augmentation("none", inputs) is None and augmentation("auto", inputs) is None
+    assert augmentation("auto", torch.ones(5, 1, 8, 8)).func is cutmix
 
 
 def test_every_real_problem_names_its_data_set():
