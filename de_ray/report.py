@@ -56,6 +56,12 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _tell_of(written: list[Path], console: Console) -> None:
+    for path in written:
+        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        console.print(f"wrote {escape(str(shown))}", soft_wrap=True, highlight=False)
+
+
 def print_report(report: dict, written: list[Path], console: Console | None = None) -> None:
     """Print teacher, student and decoded file side by side, the layers, and what was written."""
     console = console or _console()
@@ -64,8 +70,7 @@ def print_report(report: dict, written: list[Path], console: Console | None = No
     seconds = report["seconds"]
     stages = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
     console.print(f"{report['evaluations']:,} evaluations, {sum(seconds.values()):.1f} s: {stages}", highlight=False)
-    for path in written:
-        console.print(f"wrote {escape(str(path))}", soft_wrap=True, highlight=False)
+    _tell_of(written, console)
 
 
 def _comparison(report: dict) -> Table:
@@ -126,8 +131,7 @@ def print_sweep(summary: dict, labels: dict[int, str], written: list[Path], cons
                       f"{row['divergence']:.4g}", "best" if row["number"] == summary["best"] else
                       "Pareto front" if row["front"] else "")
     console.print(table)
-    for path in written:
-        console.print(f"wrote {escape(str(path))}", soft_wrap=True, highlight=False)
+    _tell_of(written, console)
     console.print(f"the best again: {escape(summary['command'])}", soft_wrap=True, highlight=False)
 
 

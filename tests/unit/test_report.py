@@ -40,6 +40,13 @@ def test_the_table_shows_teacher_student_and_file_side_by_side(tmp_path):
         assert expected in text
 
 
+def test_what_was_written_below_the_working_folder_is_named_from_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    console = Console(file=io.StringIO(), width=110)
+    print_report(report(), [tmp_path / "run/student.der"], console)
+    assert "wrote run/student.der\n" in console.file.getvalue()
+
+
 def test_a_layer_without_survivors_and_the_totals_are_in_the_table():
     console = Console(file=io.StringIO(), width=110)
     given = report()
