@@ -11,6 +11,8 @@ from de_ray.problem.base import Augment
 
 REACH = 1
 """Pixels, at most, that `shift` moves an image along each axis."""
+DISPLACED = 0.25
+"""Of an image's height and width, at most, between where `cutmix` takes a rectangle from and where it pastes it."""
 
 
 def shift(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
@@ -42,11 +44,12 @@ def shift(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Ten
 
 
 def cutmix(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
-    """Shift images, and paste into each, with probability `share`, a rectangle of another one at the same place.
+    """Shift images, and paste into each, with probability `share`, a rectangle of another one.
 
     The teacher says what it makes of such images, so that no label has to be mixed. Few inputs become very many: it is
     their number that keeps survivors from fitting the teacher's outputs by heart.
-    Source: CutMix, Yun et al., arXiv:1905.04899, with a centre, a height and a width drawn uniformly.
+    Source: CutMix, Yun et al., arXiv:1905.04899, with a centre, a height and a width drawn uniformly, and what is
+    pasted taken from up to `DISPLACED` of the height and the width beside its place there.
 
     Args:
         inputs: [N, C, H, W].
@@ -57,13 +60,20 @@ def cutmix(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Te
         [N, C, H, W], a new tensor.
     """
     moved = shift(inputs, generator, share)
-    n, _, height, width = moved.shape
+    n, _, *sizes = moved.shape
     partner = torch.randint(n, (n,), generator=generator, device=generator.device).to(inputs.device)
-    draws = torch.rand((5, n, 1), generator=generator, device=generator.device).to(inputs.device)
-    rows = (torch.arange(height, device=inputs.device) - height * draws[0]).abs() < height / 2 * draws[1]  # [N, H]
-    columns = (torch.arange(width, device=inputs.device) - width * draws[2]).abs() < width / 2 * draws[3]  # [N, W]
-    pasted = (rows & (draws[4] < share))[:, None, :, None] & columns[:, None, None, :]
-    return torch.where(pasted, moved[partner], moved)
+    pasted = torch.rand((n, 1), generator=generator, device=generator.device).to(inputs.device) < share
+    places, inside = [], []
+    for size in sizes:
+        along = torch.arange(size, device=inputs.device)
+        centre, extent, beside = torch.rand((3, n, 1), generator=generator, device=generator.device).to(inputs.device)
+        inside.append((along - size * centre).abs() < size / 2 * extent)  # [N, size]
+        offset = (DISPLACED * size * (2 * beside - 1)).round().long()
+        places.append((along + offset).clamp(0, size - 1))  # [N, size]
+    # Advanced indices around a slice come first in the result: [N, H, W, C].
+    other = moved[partner[:, None, None], :, places[0][:, :, None], places[1][:, None, :]].permute(0, 3, 1, 2)
+    mask = (inside[0] & pasted)[:, :, None] & inside[1][:, None, :]
+    return torch.where(mask[:, None], other, moved).contiguous()
 
 
 def augmentation(name: str, inputs: Tensor, share: float = 0.5) -> Augment | None:

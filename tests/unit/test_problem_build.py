@@ -6,7 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 from de_ray.config import ProblemConfig, TeacherConfig
-from de_ray.problem.augment import REACH, augmentation, cutmix, shift
+from de_ray.problem.augment import DISPLACED, REACH, augmentation, cutmix, shift
 from de_ray.problem.build import CLASSIFIERS, PROBLEMS, build_architecture, build_problem
 from de_ray.problem.sampling import draw_inputs
 
@@ -101,27 +101,26 @@ def test_shift_moves_each_image_by_its_own_offset_and_fills_with_background():
     assert 180 < offsets.count((0, 0)) < 264
 
 
-def test_cutmix_pastes_one_rectangle_of_one_other_image_at_the_same_place():
+def test_cutmix_pastes_one_rectangle_of_one_other_image_from_a_place_nearby():
     # Both axes count, so that a pixel tells where it comes from; the first channel says from which image.
     images = torch.stack(torch.broadcast_tensors(torch.arange(1.0, 401)[:, None, None], torch.arange(9.0)[:, None],
                                                  torch.arange(7.0)), 1)
     mixed = cutmix(images, torch.Generator().manual_seed(0), 0.5)
-    own, other = images[:, :1].amax((2, 3)).flatten(), 0
     inner = mixed[:, :, REACH:-REACH, REACH:-REACH]
-    shares = []
-    for image, number in zip(inner, own, strict=True):
-        foreign = image[0] != number
-        shares.append(foreign.float().mean().item())
+    shares, offsets = [], set()
+    for number, image in enumerate(inner, start=1):
+        foreign = (image[0] != number) & (image[0] != 0)  # 0: background that a shift brought into the other image
         if foreign.any():
-            other += 1
-            assert len(set(image[0][foreign].tolist())) == 1, "one other image"
-            rows, columns = foreign.any(1), foreign.any(0)
-            assert foreign.equal(rows[:, None] & columns) and all(
-                axis.nonzero().diff(dim=0).eq(1).all() for axis in (rows, columns)), "one rectangle"
-            places = image[1:, foreign] - torch.stack(foreign.nonzero(as_tuple=True)) - REACH
-            assert places.abs().max() <= REACH and (places == places[:, :1]).all(), "from the same place, shifted"
-    assert 120 < other <= 220, "half of them, less the rectangles that lie at the edge or are too small for a pixel"
-    assert max(shares) > 0.5
+            shares.append(foreign.float().mean().item())
+            assert len(image[0][foreign].unique()) == 1, "one other image"
+            rows, columns = (foreign.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+            assert rows == list(range(rows[0], rows[-1] + 1)) and columns == list(range(columns[0], columns[-1] + 1))
+            for axis, size in ((0, 9), (1, 7)):
+                offset = image[1 + axis, foreign] - foreign.nonzero()[:, axis] - REACH
+                assert offset.abs().max() <= REACH + round(DISPLACED * size) + 1
+                offsets.update(offset.tolist())
+    assert 120 < len(shares) <= 220, "half of them, less the rectangles that lie at the edge or hold no pixel"
+    assert max(shares) > 0.5 and len(offsets) > 5
 
 
 @pytest.mark.parametrize("augment", [shift, cutmix])
