@@ -1,9 +1,10 @@
 """The first stage: cycles of propose, evaluate, breed, commit, refit, checkpoint, then the final refit."""
 
+import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -71,6 +72,23 @@ OnRecord = Callable[[Record, int], None]
 """(record, number of records that the stage will have)."""
 
 
+@contextlib.contextmanager
+def _older_objects_spared() -> Iterator[None]:
+    """Large generations would have Python look through all that was imported for garbage, again and again.
+
+    For the time being alone: what is garbage by the end would stay for good.
+    """
+    if gc.get_freeze_count():  # the application's doing, which is not ours to undo
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_older_objects_spared()
 def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
            fingerprint: dict, on_record: OnRecord, limit: int | None = None) -> list[dict]:
     """Evolve a student in place to its sparsity.
@@ -88,7 +106,6 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     Returns:
         The history: records as dicts.
     """
-    gc.freeze()  # large generations would have Python look through all that was imported for garbage, again and again
     refit = build_refit(student, problem, config.refit, config.threads)
     state = _restore(folder, fingerprint, student, refit, pool)
     evolution = config.evolution

@@ -1,6 +1,7 @@
 """The whole pipeline on real digits and on a user's own network."""
 
 import dataclasses
+import gc
 import json
 
 import numpy as np
@@ -101,6 +102,10 @@ def test_the_report_counts_the_zeros_that_are_in_the_file(plain):
     for weight, layer in zip(weights, result.report["layers"], strict=True):
         assert layer["density"] == pytest.approx(float((weight != 0).float().mean()))
         assert lines[f"{layer['name']}.weight"].levels <= 2 ** layer["bits"]
+
+
+def test_a_run_leaves_no_object_out_of_the_garbage_collectors_sight(plain):
+    assert gc.get_freeze_count() == 0, "garbage among them would pile up from run to run"
 
 
 def test_one_seed_gives_one_file_and_another_seed_another(digits, plain):
