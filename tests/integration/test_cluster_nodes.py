@@ -367,7 +367,7 @@ def test_a_submitted_run_streams_its_log_ends_with_its_exit_code_and_can_be_atta
     job = re.search(r"de-ray-\d{8}-\d{6}-[0-9a-f]{6}", told)[0]
     again = send(f"cluster.attach={job}", *off, expect=0, cwd=tmp_path)
     assert "equals the student, bit for bit" in again
-    # From the repository: its own package is sent along and runs.
+    # From the repository, whose own package is sent along.
     failed = send("cluster.submit=true", *off, "problem=custom", "problem.model=nowhere:build",
                   "problem.calibration=inputs.npy", expect=1, cwd=REPOSITORY)
     assert "error: " in failed and "nowhere" in failed

@@ -108,11 +108,12 @@ def test_a_students_state_survives_a_round_trip():
         assert torch.equal(other.state()[key], value), key
 
 
-def test_actors_give_the_serial_pools_numbers_bit_for_bit(session):
+@pytest.mark.parametrize("actors", [1, 3])
+def test_actors_give_the_serial_pools_numbers_bit_for_bit(session, actors):
     problem = branchy_problem()
     candidates, more = random_candidates(problem, 12), random_candidates(problem, 5, seed=1)
     results = []
-    for config in (PoolConfig(kind="serial", batch=16), PoolConfig(actors=2, batch=16)):
+    for config in (PoolConfig(kind="serial", batch=16), PoolConfig(actors=actors, batch=16)):
         student = Student(problem.teacher, problem.layers)
         with build_pool(problem, config, student) as pool:
             first = pool.evaluate(candidates, range(pool.batches))
