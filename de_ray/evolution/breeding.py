@@ -118,9 +118,9 @@ def _mix(mix, scores, start, keys):  # pragma: no cover - compiled
     for i in range(len(keys)):
         keys[i] = 0
     for criterion in range(len(mix)):
-        weight, of = mix[criterion], scores[criterion]
+        weight, of = mix[criterion], scores[criterion, start:start + len(keys)]
         for i in range(len(keys)):
-            keys[i] += weight * of[start + i]
+            keys[i] += weight * of[i]
 
 
 @njit(nogil=True, cache=True)
@@ -146,9 +146,9 @@ def _revive(field, rates, mix, layer, quota, state, places, begun):  # pragma: n
         _mix(mix, field.dead, begin, keys)
         for i in range(len(keys)):
             keys[i] = -keys[i]
-        found = draw(np.arange(begin, end), keys, count, rates.temperature, state)
+        found = draw(keys, count, rates.temperature, state)
         for i in range(count):
-            places[begun + i] = found[i]
+            places[begun + i] = begin + found[i]
     return count
 
 

@@ -63,7 +63,9 @@ class Genomes(NamedTuple):
 
     def flat(self, space: SearchSpace) -> tuple[np.ndarray, np.ndarray]:
         """Members int64 [K, W] and revived int64 [K, V] as flat indices of their layers' weights."""
-        return _flat(space.alive, self.members), _flat(space.dead, self.revived)
+        returned = self.returned.sum(1)
+        return (_flat(np.concatenate(space.alive), self.members, self.quotas.sum(1) + returned),
+                _flat(np.concatenate(space.dead), self.revived, returned))
 
     def cut(self, zero: np.ndarray, revive: np.ndarray) -> list[Candidate]:
         """Cut flat indices into zeroing sets; see `flat`."""
@@ -88,11 +90,14 @@ class Genomes(NamedTuple):
         return _sums(self, alive, dead)
 
 
-def _flat(positions: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:
-    """Flat indices of layers' weights int64 [K, W]: what places of positions, counted over all layers, stand for."""
-    everywhere = np.concatenate(positions)
-    # Rows have places that mean nothing at their ends.
-    return everywhere.take(places, mode="clip") if len(everywhere) else places.astype(np.int64)
+@njit(nogil=True, cache=True)
+def _flat(positions, places, counts):  # pragma: no cover - compiled
+    """What the first counts[k] places of each row stand for, int64 [K, W]; what comes after them does not matter."""
+    found = np.empty(places.shape, np.int64)
+    for row in range(len(places)):
+        for i in range(counts[row]):
+            found[row, i] = positions[places[row, i]]
+    return found
 
 
 def most_revived(room: np.ndarray, dead: np.ndarray, revivals: float) -> int:

@@ -87,15 +87,19 @@ def _least(keys, k):  # pragma: no cover - compiled
         while counts[at] < left:
             left -= counts[at]
             at += 1
+        narrower, inside = np.empty(len(split), np.float32), 0
         if found < 0:
             found = 0
             for i in range(len(keys)):
                 chosen[found] = i
                 found += bins[i] <= at
-        narrower, inside = np.empty(len(split), np.float32), 0
-        for i in range(len(split)):
-            narrower[inside] = split[i]
-            inside += bins[i] == at
+            for i in chosen[:found]:
+                narrower[inside] = keys[i]
+                inside += bins[i] == at
+        else:
+            for i in range(len(split)):
+                narrower[inside] = split[i]
+                inside += bins[i] == at
         split = narrower[:inside]
     if found < 0:
         chosen, found = np.arange(len(keys)), len(keys)
@@ -157,12 +161,11 @@ def fill(tiers, keys, k):  # pragma: no cover - compiled
 
 
 @njit(nogil=True, cache=True)
-def draw(places, values, count, temperature, state):  # pragma: no cover - compiled
-    """`count` of the places, ascending: Gumbel top-k among the smallest values.
+def draw(values, count, temperature, state):  # pragma: no cover - compiled
+    """Positions of `count` values, ascending: Gumbel top-k among the smallest.
 
     Args:
-        places: int64 [n], ascending.
-        values: float32 [n], keys of the places.
+        values: float32 [n], keys.
         count: in [0, n].
         temperature: 0 takes the very smallest.
         state: stream of the draws; untouched at a temperature of 0.
@@ -174,11 +177,9 @@ def draw(places, values, count, temperature, state):  # pragma: no cover - compi
             noisy[i] = values[band[i]] - np.float32(temperature) * noisy[i]
         chosen = _least(noisy, count)
         for i in range(count):
-            chosen[i] = places[band[chosen[i]]]
+            chosen[i] = band[chosen[i]]
     else:
         chosen = _least(values, count)
-        for i in range(count):
-            chosen[i] = places[chosen[i]]
     return chosen
 
 
@@ -200,9 +201,9 @@ def swap(inside, keys, count, temperature, state):  # pragma: no cover - compile
     count = min(count, members, others)
     if count == 0:
         return
-    places, values = _gather(inside, np.uint8(1), keys, np.float32(-1), np.int64(members))
-    leavers = draw(places, values, count, temperature, state)
-    places, values = _gather(inside, np.uint8(0), keys, np.float32(1), np.int64(others))
-    entrants = draw(places, values, count, temperature, state)
+    ours, values = _gather(inside, np.uint8(1), keys, np.float32(-1), np.int64(members))
+    leavers = draw(values, count, temperature, state)
+    theirs, values = _gather(inside, np.uint8(0), keys, np.float32(1), np.int64(others))
+    entrants = draw(values, count, temperature, state)
     for i in range(count):
-        inside[leavers[i]], inside[entrants[i]] = 0, 1
+        inside[ours[leavers[i]]], inside[theirs[entrants[i]]] = 0, 1
