@@ -152,6 +152,7 @@ class DirectedSearch:
             rows = np.concatenate([rows[:spared], rest[:finalists]])
             candidates = [brood[row] for row in rows.tolist()]
         fitness[rows] = yield Request(candidates, self._breeding)
+        brood[:]  # who answers without a look at a candidate leaves it to be bred here
         self._judge(brood, fitness)
         return fitness, np.isin(np.arange(len(brood)), rows)
 
