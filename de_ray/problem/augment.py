@@ -59,21 +59,34 @@ def cutmix(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Te
     Returns:
         [N, C, H, W], a new tensor.
     """
-    moved = shift(inputs, generator, share)
-    n, _, *sizes = moved.shape
-    partner = torch.randint(n, (n,), generator=generator, device=generator.device).to(inputs.device)
-    pasted = torch.rand((n, 1), generator=generator, device=generator.device).to(inputs.device) < share
+    return paste(shift(inputs, generator, share), generator, share)
+
+
+def paste(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
+    """The second half of `cutmix`.
+
+    Args:
+        images: [N, C, H, W].
+        generator: of the draws; on any device.
+        share: of the images that get a rectangle, in [0, 1].
+
+    Returns:
+        [N, C, H, W], a new tensor.
+    """
+    n, _, *sizes = images.shape
+    partner = torch.randint(n, (n,), generator=generator, device=generator.device).to(images.device)
+    pasted = torch.rand((n, 1), generator=generator, device=generator.device).to(images.device) < share
     places, inside = [], []
     for size in sizes:
-        along = torch.arange(size, device=inputs.device)
-        centre, extent, beside = torch.rand((3, n, 1), generator=generator, device=generator.device).to(inputs.device)
+        along = torch.arange(size, device=images.device)
+        centre, extent, beside = torch.rand((3, n, 1), generator=generator, device=generator.device).to(images.device)
         inside.append((along - size * centre).abs() < size / 2 * extent)  # [N, size]
         offset = (DISPLACED * size * (2 * beside - 1)).round().long()
         places.append((along + offset).clamp(0, size - 1))  # [N, size]
     # Advanced indices around a slice come first in the result: [N, H, W, C].
-    other = moved[partner[:, None, None], :, places[0][:, :, None], places[1][:, None, :]].permute(0, 3, 1, 2)
+    other = images[partner[:, None, None], :, places[0][:, :, None], places[1][:, None, :]].permute(0, 3, 1, 2)
     mask = (inside[0] & pasted)[:, :, None] & inside[1][:, None, :]
-    return torch.where(mask[:, None], other, moved).contiguous()
+    return torch.where(mask[:, None], other, images).contiguous()
 
 
 def augmentation(name: str, inputs: Tensor, share: float = 0.5) -> Augment | None:

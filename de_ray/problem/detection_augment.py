@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
+from de_ray.problem.augment import paste
 from de_ray.problem.coco import GREY
 
 MOSAIC = 0.25
 """Share of the changed images that are four images of the batch at half their size."""
+PASTED = 0.5
+"""Share of the changed images that get a rectangle of another one."""
 ZOOM = (0.6, 1.6)
 """Scale of an image, log-uniform; above 1 it is cropped, below it stands in grey."""
 CONTRAST = (0.7, 1.4)
@@ -21,7 +24,8 @@ TINT = 0.1
 
 
 def augment_detection(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
-    """Change each image with probability `share`: mosaic, flip, scale, crop, translate, contrast, brightness, colour.
+    """Change each image with probability `share`: mosaic, flip, scale, crop, translate, contrast, brightness, colour,
+    and a rectangle of another one.
 
     Args:
         inputs: [N, 3, S, S], uint8 or float in [0, 1].
@@ -43,7 +47,7 @@ def augment_detection(inputs: Tensor, generator: torch.Generator, share: float =
     mosaic = _uniform(generator, count) < MOSAIC
     quarters = torch.randint(count, (4, count), generator=generator)
     images = _colours(torch.where(_shaped(mosaic, images), _mosaic(images, quarters), images), generator)
-    images = _moved(images, generator)
+    images = paste(_moved(images, generator), generator, PASTED)
     if not inputs.is_floating_point():
         images = images.mul_(255).round_().to(inputs.dtype)
     return torch.where(_shaped(changed, inputs), images, inputs)

@@ -347,7 +347,7 @@ def test_what_augmentation_brings_in_is_the_letterboxes_grey():
 
 
 def test_augmentation_flips_and_scales_alike_in_both_directions(monkeypatch):
-    for name, neutral in (("MOSAIC", 0), ("CONTRAST", (1, 1)), ("BRIGHTNESS", 0), ("TINT", 0)):
+    for name, neutral in (("MOSAIC", 0), ("PASTED", 0), ("CONTRAST", (1, 1)), ("BRIGHTNESS", 0), ("TINT", 0)):
         monkeypatch.setattr(detection_augment, name, neutral)
     images = torch.full((200, 3, 64, 64), GREY / 255)
     images[:, :, 24:40, 24:40] = 0  # a square of 16 pixels, red on its left and blue on its right
@@ -364,6 +364,17 @@ def test_augmentation_flips_and_scales_alike_in_both_directions(monkeypatch):
         flips += int(red > blue)
     assert len(sizes) > 150 and 9 <= min(sizes) <= 11 and 22 <= max(sizes) <= 27  # 16 x 0.6 to 16 x 1.6
     assert 0.35 < flips / len(sizes) < 0.65
+
+
+def test_augmentation_pastes_rectangles_of_other_images(monkeypatch):
+    for name, neutral in (("MOSAIC", 0), ("ZOOM", (1, 1)), ("CONTRAST", (1, 1)), ("BRIGHTNESS", 0), ("TINT", 0)):
+        monkeypatch.setattr(detection_augment, name, neutral)
+    images = torch.linspace(0, 1, 200)[:, None, None, None].expand(200, 3, 32, 32).contiguous()
+    other = (augment_detection(images, torch.Generator().manual_seed(0)) - images).abs() > 1e-3
+    assert 60 < int(other.flatten(1).any(1).sum()) < 130  # half of them, but for rectangles of no area
+    for pasted in other[other.flatten(1).any(1)]:
+        rows, columns = pasted[0].any(1), pasted[0].any(0)
+        assert pasted.equal((rows[:, None] & columns[None, :]).expand(3, 32, 32)), "a rectangle, of all colours"
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 6), (2, 3, 7, 7), (3, 8, 8)])
