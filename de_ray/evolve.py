@@ -81,6 +81,7 @@ def _older_objects_spared() -> Iterator[None]:
     if gc.get_freeze_count():  # the application's doing, which is not ours to undo
         yield
         return
+    gc.collect()  # garbage that is frozen would only be found by the next full collection, which may take hours to come
     gc.freeze()
     try:
         yield

@@ -54,7 +54,9 @@ def kill_actors(seconds: float, stop: threading.Event, kills: list[float]) -> No
     """Kill one of the actors every so often."""
     chance = random.Random(0)
     while not stop.wait(seconds):
-        if victims := replicas():
+        while not (victims := replicas()) and not stop.wait(1):
+            pass  # between two pools
+        if victims:
             os.kill(chance.choice(victims).pid, signal.SIGKILL)
             kills.append(time.monotonic())
 
