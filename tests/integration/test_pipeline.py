@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -106,6 +107,18 @@ def test_the_report_counts_the_zeros_that_are_in_the_file(plain):
 
 def test_a_run_leaves_no_object_out_of_the_garbage_collectors_sight(plain):
     assert gc.get_freeze_count() == 0, "garbage among them would pile up from run to run"
+
+
+def test_what_was_garbage_before_a_run_is_freed_by_it(digits):
+    network = nn.Linear(1, 1)
+    network.itself = network
+    left = weakref.ref(network)
+    gc.collect()  # now old, so that only a look at all objects finds out that nobody wants it
+    del network
+    seen = []
+    run(digits, small(evolution={"cycles": 1, "generations": 0}, refit={"steps": 0, "final_steps": 0},
+                      quantization={"bits": 4, "refit_steps": 0}), on_record=lambda *_: seen.append(left()))
+    assert seen and seen[0] is None
 
 
 def test_one_seed_gives_one_file_and_another_seed_another(digits, plain):
