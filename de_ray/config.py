@@ -105,7 +105,7 @@ class ProblemConfig:
     augment: str = "none"
     """Label-free augmentation of refit and calibration inputs: none, shift (random translation by up to 1 pixel along
     each axis), cutmix (the same, and rectangles of other images), auto (cutmix for images, none for other inputs), or,
-    for detectors, detection (mosaic, flip, scale, crop, colour)."""
+    for detectors, detection (mosaic, flip, scale, crop, colour, rectangles of other images)."""
     augment_share: float = 0.5
     """Share of the inputs that augmentation changes, in (0, 1]."""
     cfg: str | None = None

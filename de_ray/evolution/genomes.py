@@ -64,8 +64,8 @@ class Genomes(NamedTuple):
     def flat(self, space: SearchSpace) -> tuple[np.ndarray, np.ndarray]:
         """Members int64 [K, W] and revived int64 [K, V] as flat indices of their layers' weights."""
         returned = self.returned.sum(1)
-        return (_flat(np.concatenate(space.alive), self.members, self.quotas.sum(1) + returned),
-                _flat(np.concatenate(space.dead), self.revived, returned))
+        return (_flat(space.alive_indices, self.members, self.quotas.sum(1) + returned),
+                _flat(space.dead_indices, self.revived, returned))
 
     def cut(self, zero: np.ndarray, revive: np.ndarray) -> list[Candidate]:
         """Cut flat indices into zeroing sets; see `flat`."""

@@ -87,19 +87,17 @@ def _least(keys, k):  # pragma: no cover - compiled
         while counts[at] < left:
             left -= counts[at]
             at += 1
-        narrower, inside = np.empty(len(split), np.float32), 0
+        among = np.arange(len(split))
         if found < 0:
             found = 0
             for i in range(len(keys)):
                 chosen[found] = i
                 found += bins[i] <= at
-            for i in chosen[:found]:
-                narrower[inside] = keys[i]
-                inside += bins[i] == at
-        else:
-            for i in range(len(split)):
-                narrower[inside] = split[i]
-                inside += bins[i] == at
+            among = chosen[:found]
+        narrower, inside = np.empty(len(among), np.float32), 0
+        for i in among:
+            narrower[inside] = split[i]
+            inside += bins[i] == at
         split = narrower[:inside]
     if found < 0:
         chosen, found = np.arange(len(keys)), len(keys)

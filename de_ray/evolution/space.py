@@ -90,6 +90,8 @@ class SearchSpace:
                                       round(CONTENDERS * revivals * self.room[layer]))
                      for layer, mask in enumerate(masks)]
         """Zeroed parameters that may come back."""
+        self.alive_indices, self.dead_indices = np.concatenate(self.alive), np.concatenate(self.dead)
+        """The same of all layers, one after the other: int64 [N] and [M], by position as `Field` counts them."""
         self.field = Field(
             _scores(logs, self.alive), _scores(logs, self.dead), _starts(self.alive), _starts(self.dead), self.room,
             budget.fixed.astype(np.int64), ~budget.bound, budget.free_total)

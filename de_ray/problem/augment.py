@@ -63,7 +63,7 @@ def cutmix(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Te
 
 
 def paste(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
-    """The second half of `cutmix`.
+    """Paste a rectangle of another image into each, with probability `share`; see `cutmix`, which shifts them before.
 
     Args:
         images: [N, C, H, W].
