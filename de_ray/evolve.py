@@ -81,12 +81,14 @@ def _older_objects_spared() -> Iterator[None]:
     if gc.get_freeze_count():  # the application's doing, which is not ours to undo
         yield
         return
-    gc.collect()  # garbage that is frozen would only be found by the next full collection, which may take hours to come
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
+        # What was frozen counts as old: left to itself, Python might look for garbage among it in hours. At the end, so
+        # that a run which is killed again and again gets on.
+        gc.collect()
 
 
 @_older_objects_spared()
