@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from de_ray.config import DETECTORS, PoolConfig
+from de_ray.config import DETECTORS
 from de_ray.device import threads
 from de_ray.evaluation.operations import weighted_op
 from de_ray.evaluation.replica import Replica, ReplicaSetup
@@ -50,14 +50,13 @@ def resnet18() -> Problem:
     return problem_from_model(model, torch.randn(80, 3, 64, 64))
 
 
-def load(name: str) -> tuple[Problem, int]:
+def load(name: str, overrides: list[str]) -> tuple[Problem, int]:
     """A problem and its calibration inputs a pass."""
     if name == "resnet18":
         return resnet18(), 32
-    if name in DETECTORS:
-        config = compose([f"problem={name}", "problem.calibration_size=16", "problem.inputs_size=16"])
-        return build_problem(config.problem, seed=0), 4
-    return build_problem(compose([f"problem={name}"]).problem, seed=0), PoolConfig().batch
+    few = ["problem.calibration_size=16", "problem.inputs_size=16", "pool.batch=4"] if name in DETECTORS else []
+    config = compose([f"problem={name}", *few, *overrides])
+    return build_problem(config.problem, seed=0), config.pool.batch
 
 
 def random_sets(problem: Problem, layer: int, count: int) -> list[Candidate]:
@@ -160,8 +159,9 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--layers", nargs="*", help="of these names alone")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--override", nargs="*", default=[], help="of the problem's configuration and of pool.batch")
     arguments = parser.parse_args()
-    problem, batch = load(arguments.problem)
+    problem, batch = load(arguments.problem, arguments.override)
     with threads(arguments.threads):
         replica = Replica(ReplicaSetup(problem, batch, "cpu", arguments.threads))
         peak = gemm_peak()
