@@ -1,5 +1,6 @@
 """What clusters do to a run: whatever happens to actors, nodes, memory or the driver, the numbers stay."""
 
+import json
 import os
 import random
 import signal
@@ -170,55 +171,65 @@ def no_session():
 
 # The driver.
 
-KILLS = 20
+KILLS, CYCLES = 20, 24
 DRIVERS = """
-import os, signal, sys, time, traceback
+import json, os, signal, sys, time, traceback
 from pathlib import Path
-from tests.integration.test_faults import compress
+from tests.integration.test_faults import compress, newest
 
 compress(Path(sys.argv[1]))
 print("warm", flush=True)
 for line in sys.stdin:
-    seconds, folder = line.split(maxsplit=1)
+    folder, cycles, seconds = json.loads(line)
+    before = newest(Path(folder))
     driver = os.fork()
     if driver == 0:
         try:
-            compress(Path(folder.strip()))
+            compress(Path(folder))
             os._exit(0)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-    if float(seconds):
-        time.sleep(float(seconds))
+    if cycles is not None:
+        alive = lambda: os.waitid(os.P_PID, driver, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        while newest(Path(folder)) < before + cycles and alive():
+            time.sleep(0.01)
+        time.sleep(seconds)
         os.kill(driver, signal.SIGKILL)
     print(os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1]), flush=True)
 """
-"""Starts a driver for each line, and kills it after the line's seconds unless they are 0. It forks after a first run,
-so that drivers need not import torch."""
+"""Starts a driver for each line, and kills it some seconds after so many cycles, unless they are null. It forks after a
+first run, so that drivers need not import torch."""
 
 
 def compress(folder):
     """What a driver does: a run of seconds in one process."""
     config = Config(problem=ProblemConfig(name="digits", calibration_size=512,
                                           teacher=TeacherConfig(epochs=5, learning_rate=2e-3)),
-                    evolution=EvolutionConfig(cycles=24, population=4, generations=2, saliency_inputs=256),
+                    evolution=EvolutionConfig(cycles=CYCLES, population=4, generations=2, saliency_inputs=256),
                     refit=RefitConfig(steps=20, final_steps=20),
                     quantization=QuantizationConfig(trials=2, refit_steps=10, max_bits=3),
                     pool=PoolConfig(kind="serial"))
     run(build_problem(config.problem, 0), config, folder).save(folder / "student.der")
 
 
+def newest(folder):
+    """The cycle of a run's newest checkpoint, 0 where there is none."""
+    return max((int(path.stem.split("-")[1]) for path in (folder / "checkpoint").glob("step-*")), default=0)
+
+
 @pytest.fixture
 def drive(cache, tmp_path):
-    """A function that starts a driver for a folder, kills it after some seconds, and tells whether that killed it."""
+    """A function that starts a driver for a folder, kills it some seconds after so many cycles, unless they are None,
+    and tells whether that killed it."""
     (tmp_path / "first").mkdir()
     server = subprocess.Popen([sys.executable, "-c", DRIVERS, tmp_path / "first"], cwd=Path(__file__).parents[2],
                               env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE)
     assert server.stdout.readline() == "warm\n"
 
-    def start(folder, seconds=0.0):
-        print(seconds, folder, file=server.stdin, flush=True)
+    def start(folder, cycles=None, seconds=0.0):
+        print(json.dumps([str(folder), cycles, seconds]), file=server.stdin, flush=True)
         code = int(server.stdout.readline())
         assert code in (0, -signal.SIGKILL)
         return code == -signal.SIGKILL
@@ -231,14 +242,14 @@ def drive(cache, tmp_path):
 def test_a_driver_killed_twenty_times_at_random_leaves_the_undisturbed_runs_file(drive, tmp_path):
     undisturbed, broken = tmp_path / "undisturbed", tmp_path / "broken"
     undisturbed.mkdir(), broken.mkdir()
-    drive(undisturbed)
-    expected = (undisturbed / "student.der").read_bytes()
     started = time.monotonic()
-    drive(undisturbed)  # from its last checkpoint: no driver ends in less time
-    shortest = time.monotonic() - started
+    drive(undisturbed)
+    a_cycle = (time.monotonic() - started) / CYCLES
+    expected = (undisturbed / "student.der").read_bytes()
     rng, kills, reached = random.Random(0), 0, set()
     for _ in range(3 * KILLS):
-        kills += drive(broken, rng.uniform(0, 0.8 * shortest))
+        # However slow the machine has become: half of the drivers get through a cycle, at least.
+        kills += drive(broken, rng.randrange(2), rng.uniform(0, a_cycle / 2))
         found = latest(broken)
         reached.add(found.done if found else 0)
         if kills == KILLS:
