@@ -248,7 +248,7 @@ def test_a_driver_killed_twenty_times_at_random_leaves_the_undisturbed_runs_file
     expected = (undisturbed / "student.der").read_bytes()
     rng, kills, reached = random.Random(0), 0, set()
     for _ in range(3 * KILLS):
-        # However slow the machine has become: half of the drivers get through a cycle, at least.
+        # However slow the machine has become, about half of the drivers get through a cycle.
         kills += drive(broken, rng.randrange(2), rng.uniform(0, a_cycle / 2))
         found = latest(broken)
         reached.add(found.done if found else 0)
