@@ -161,6 +161,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--override", nargs="*", default=[], help="of the problem's configuration and of pool.batch")
     arguments = parser.parse_args()
+    if arguments.override and arguments.problem == "resnet18":
+        parser.error("--override: resnet18 has no configuration")
     problem, batch = load(arguments.problem, arguments.override)
     with threads(arguments.threads):
         replica = Replica(ReplicaSetup(problem, batch, "cpu", arguments.threads))

@@ -5,7 +5,7 @@ bytes, between two of them on a straight line of log divergence, over the one me
 calibration inputs before levels are refitted, and bytes are those of the layers. Widths beside which the front has no
 trial on one side are left out. The last line is one JSON object.
 
-    python tests/benchmarks/bench_widths.py docs/results/lenet*/report.json
+    python tests/benchmarks/bench_widths.py docs/results/lenet*_{mnist,fashion}-?/report.json
 """
 
 import argparse

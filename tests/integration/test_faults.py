@@ -18,7 +18,6 @@ from ray import cloudpickle
 from ray.exceptions import OutOfDiskError
 from torch import nn
 
-from de_ray.checkpoint import latest
 from de_ray.config import (
     Config,
     EvolutionConfig,
@@ -249,9 +248,8 @@ def test_a_driver_killed_twenty_times_at_random_leaves_the_undisturbed_runs_file
     rng, kills, reached = random.Random(0), 0, set()
     for _ in range(3 * KILLS):
         # However slow the machine has become, about half of the drivers get through a cycle.
-        kills += drive(broken, rng.randrange(2), rng.uniform(0, a_cycle / 2))
-        found = latest(broken)
-        reached.add(found.done if found else 0)
+        kills += drive(broken, rng.randrange(2), rng.uniform(0, a_cycle))
+        reached.add(newest(broken))
         if kills == KILLS:
             break
     assert kills == KILLS and len(reached) > 4, "kills are to fall into many cycles"
