@@ -23,6 +23,7 @@ from de_ray.problem.measure import mean_divergence
 from de_ray.quantization.biases import quantize_biases
 from de_ray.quantization.feedback import feed_back
 from de_ray.quantization.goal import WithinBytes
+from de_ray.quantization.limit import within
 from de_ray.quantization.pareto import Trial
 from de_ray.quantization.refit import refit_levels
 from de_ray.quantization.sensitivity import choices_at, sensitivity
@@ -34,14 +35,8 @@ from de_ray.student import Student
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3
-"""At a file within its limit: refit moves levels, so that a file is known only when it is there."""
-CLOSE = 0.97
-"""Share of the limit that a file should use."""
-UNDER, OVER = 0.9, 1.2
-"""Of the bytes that a file is off by, those that the next one is allowed more or less: it had better end below."""
-RATE_STEPS = range(-4, 13)
-"""Weights of the rate that are tried for a limit, as powers of the root of two."""
+RATE_STEPS = range(-8, 25)
+"""Weights of the rate that are tried for a limit, as powers of the fourth root of two."""
 BIAS_SHARE = 0.1
 """Of `quantization.tolerance`, what rounding biases may use up."""
 
@@ -82,18 +77,15 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
                  zip(diagonals, student.masks, strict=True)]
     if limit is None:
         return _quantize(problem, config, given, pool, folder, curvature, None)
-    pruned, allowance, best = student.values(), limit - overhead(problem), None
-    for _ in range(ATTEMPTS):
+    pruned = student.values()
+
+    def make(allowance: int) -> tuple[int, int, tuple[Quantized, list[np.ndarray]]]:
         student.set_values(pruned)
         found = _quantize(problem, config, given, pool, folder, curvature, allowance)
         size = len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared))
-        # Of files that fit, the largest; of files that do not, the smallest.
-        if best is None or (size > limit, abs(size - limit)) < (best[0] > limit, abs(best[0] - limit)):
-            best = size, found, student.values()
-        if CLOSE * limit <= size <= limit:
-            break
-        allowance += round((UNDER if size < limit else OVER) * (limit - size))
-    size, found, values = best
+        return size, found.chosen.bytes, (found, student.values())
+
+    size, (found, values) = within(limit, limit - overhead(problem), make)
     student.set_values(values)
     if size > limit:
         log.warning("the file has %d bytes, more than the %d that were asked for; take more evolution.cycles, which "
@@ -149,7 +141,7 @@ def fitted(weights: Sequence[np.ndarray], names: Sequence[str], config: Quantiza
         allowance: bytes of all layers.
     """
     low, high = 0, len(RATE_STEPS) - 1  # bytes fall as the rate weighs more
-    settings = [replace(config, rate_weight=(config.rate_weight or 1.0) * 2 ** (step / 2)) for step in RATE_STEPS]
+    settings = [replace(config, rate_weight=(config.rate_weight or 1.0) * 2 ** (step / 4)) for step in RATE_STEPS]
     while low < high:
         middle = (low + high) // 2
         if choices_at(weights, names, nominal(settings[middle]), curvature)[1].sum() <= allowance:

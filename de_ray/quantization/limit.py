@@ -1,0 +1,41 @@
+"""A file within a limit of bytes, whose size is known only once levels have been refitted and everything is coded."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ATTEMPTS = 3
+"""At a file: each costs a refit of the levels."""
+CLOSE = 0.97
+"""Share of the limit that a file should use."""
+UNDER, OVER = 0.9, 1.2
+"""Of the bytes that a file is off by, those that the next one is allowed more or less: it had better end below."""
+
+
+def within(limit: int, allowance: int, make: Callable[[int], tuple[int, int, T]]) -> tuple[int, T]:
+    """Make files until one uses most of a limit, `ATTEMPTS` at most.
+
+    Args:
+        limit: bytes that the file may have.
+        allowance: bytes that the layers of the first file may take before levels are refitted.
+        make: an allowance -> bytes of the file, bytes that its layers took of the allowance, and the file.
+
+    Returns:
+        Size and file: of those that fit the largest, and where none fits the smallest.
+    """
+    best: tuple[int, T] | None = None
+    for _ in range(ATTEMPTS):
+        size, taken, file = make(allowance)
+        log.info("a file of %d bytes, of %d allowed", size, limit)
+        if best is None or (size > limit, abs(size - limit)) < (best[0] > limit, abs(best[0] - limit)):
+            best = size, file
+        if CLOSE * limit <= size <= limit:
+            break
+        # From what was taken, not from what was allowed: where that is too much, the same may not be taken again.
+        allowance = taken + round((UNDER if size < limit else OVER) * (limit - size))
+    assert best is not None
+    return best
