@@ -15,8 +15,8 @@ from de_ray.student import Student
 
 NOMINAL_BITS = 3
 """Width at which layers are priced where a sweep will choose the widths."""
-CONTAINER_BYTES = 350
-"""Of a file, for everything but coded symbols and level tables."""
+CONTAINER_BYTES, LAYER_BYTES, OTHER_BYTES = 100, 34, 0.75
+"""Of a file; of a layer beside its symbols; and of a parameter that is never zeroed, 0.5 to 1 as far as seen."""
 
 
 def size_limit(problem: Problem, config: Config) -> int | None:
@@ -41,9 +41,10 @@ def size_limit(problem: Problem, config: Config) -> int | None:
 
 
 def overhead(problem: Problem) -> int:
-    """About the bytes of a file without its layers: others are coded in about a byte each."""
+    """About the bytes of a file without its layers' symbols."""
     layers = {layer.parameter for layer in problem.layers}
-    return CONTAINER_BYTES + sum(p.numel() for name, p in problem.teacher.named_parameters() if name not in layers)
+    others = sum(p.numel() for name, p in problem.teacher.named_parameters() if name not in layers)
+    return CONTAINER_BYTES + LAYER_BYTES * len(layers) + round(OTHER_BYTES * others)
 
 
 def nominal(config: QuantizationConfig) -> QuantizationConfig:
