@@ -79,7 +79,7 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         return _quantize(problem, config, given, pool, folder, curvature, None)
     pruned = student.values()
 
-    def make(allowance: int) -> tuple[int, int, tuple[Quantized, list[np.ndarray]]]:
+    def make(allowance: int) -> tuple[int, int, tuple[Quantized, dict[str, Tensor]]]:
         student.set_values(pruned)
         found = _quantize(problem, config, given, pool, folder, curvature, allowance)
         size = len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared))

@@ -16,7 +16,7 @@ from de_ray.student import Student
 NOMINAL_BITS = 3
 """Width at which layers are priced where a sweep will choose the widths."""
 CONTAINER_BYTES, LAYER_BYTES, OTHER_BYTES = 100, 34, 0.75
-"""Of a file; of a layer beside its symbols; and of a parameter that is never zeroed, 0.5 to 1 as far as seen."""
+"""Of a file; of a layer beside its symbols; and of a parameter that is never zeroed, 0.3 to 1 as far as seen."""
 
 
 def size_limit(problem: Problem, config: Config) -> int | None:
