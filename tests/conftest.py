@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 # Before torch is imported here or in a process that a test starts: several threads beside other work wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-CLUSTERS = {"test_cluster_nodes.py", "test_evaluation.py", "test_faults.py", "test_parallel_refit.py", "test_sweep.py"}
-"""Modules that keep Ray at work from within pytest, some with an eye on the clock. They follow each other."""
+POOLS = {"test_evaluation.py", "test_faults.py", "test_parallel_refit.py", "test_sweep.py"}
+"""Modules of pools and trials, which share a session of Ray. They follow each other."""
+CLUSTERS = {"test_cluster_nodes.py", *POOLS}
+"""Modules that keep Ray at work from within pytest."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Two processes test side by side. A module stays in one of them, and so do all that start clusters.
+    """Three processes test side by side, since Ray's starts leave cores idle. A module stays in one of them, and so do
+    all of `POOLS`.
 
     `--dist loadgroup` would do the same by marks, but does not keep groups together under pytest 9.2, silently: it puts
     their names into node ids, which do not change any more.
@@ -29,7 +32,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     class Modules(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             module = Path(nodeid.partition("::")[0]).name
-            return "clusters" if module in CLUSTERS else module
+            return "pools" if module in POOLS else module
 
     return Modules(config, log)
 

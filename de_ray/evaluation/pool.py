@@ -70,10 +70,11 @@ class SerialPool:
     Args:
         setup: what the replica is built from.
         stack: the most candidates that it is given at a time, >= 1.
+        replica: its class.
     """
 
-    def __init__(self, setup: ReplicaSetup, stack: int) -> None:
-        self._replica = Replica(setup)
+    def __init__(self, setup: ReplicaSetup, stack: int, replica: type[Replica] = Replica) -> None:
+        self._replica = replica(setup)
         self._stack = stack
         self.batches = len(setup.batches)
         self.evaluations = 0

@@ -18,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from de_ray.evaluation.edits import Edit
 from de_ray.evaluation.members import DEATHS_ALLOWED, RESUME, Crew, EvaluationError, Member
+from de_ray.evaluation.parcel import Parcel
 
 log = getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Scatter:
                 free = member.ready and sum(c in self._flying for c in member.queue) < TASKS_IN_FLIGHT
                 task = self._task_for(member) if free else None
                 if task is not None:
-                    candidates = [self._candidates[k] for k in task.indices]
+                    candidates = Parcel([self._candidates[k] for k in task.indices])
                     call = member.actor.evaluate.remote(candidates, self._batches, self._screening)
                     member.push(call)
                     self._flying[call], self._owners[call] = task, member

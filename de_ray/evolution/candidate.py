@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-WORTH_PACKING = 1024
-"""Indices from which on the time for packing is less than the wire's."""
+from de_ray.evolution.gaps import packed, unpacked
 
 BLOCK = 256
 """Candidates that become ready together, at least: who reads a request's candidates block by block can have the first
@@ -27,7 +27,7 @@ def _no_indices() -> np.ndarray:
 class ZeroingSet:
     """A change of one layer's mask. Zeroed parameters that return take the value they had when they were zeroed.
 
-    Travels with its indices as gaps, of one to four bytes each.
+    Travels with its indices as gaps.
     """
 
     layer: int
@@ -38,20 +38,11 @@ class ZeroingSet:
     """int64 [r], sorted flat indices of zeroed parameters to bring back."""
 
     def __reduce__(self) -> tuple:
-        return _unpacked, (self.layer, _gaps(self.zero), _gaps(self.revive))
+        return _unpacked, (self.layer, *packed([self.zero, self.revive]))
 
 
-def _gaps(indices: np.ndarray) -> np.ndarray:
-    """The first index and the steps from each to the next, in the narrowest type; short sets stay as they are."""
-    if len(indices) < WORTH_PACKING:
-        return indices
-    gaps = np.diff(indices, prepend=0)
-    return gaps.astype(np.min_scalar_type(int(gaps.max())))
-
-
-def _unpacked(layer: int, zero: np.ndarray, revive: np.ndarray) -> ZeroingSet:
-    return ZeroingSet(layer, *(part if part.dtype == np.int64 else np.cumsum(part, dtype=np.int64)
-                               for part in (zero, revive)))
+def _unpacked(layer: int, *indices: Any) -> ZeroingSet:
+    return ZeroingSet(layer, *unpacked(*indices))
 
 
 Candidate = tuple[ZeroingSet, ...]

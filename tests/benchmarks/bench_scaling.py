@@ -20,6 +20,7 @@ from ray import cloudpickle
 from de_ray.cluster.join import ensure_ray
 from de_ray.config import EvolutionConfig, PoolConfig
 from de_ray.evaluation.build import build_pool
+from de_ray.evaluation.parcel import Parcel
 from de_ray.evaluation.ray_pool import RayPool
 from de_ray.evaluation.replica import ReplicaSetup
 from de_ray.evolution.candidate import Candidate, ZeroingSet
@@ -95,7 +96,7 @@ def driver(population: int, generations: int, weights: int, density: float, seco
                 search.tell(fitness)
                 evaluated += len(request.candidates)
                 last = request.candidates
-            sent = len(cloudpickle.dumps(last[:stack])) / len(last[:stack])
+            sent = len(cloudpickle.dumps(Parcel(last[:stack]))) / len(last[:stack])
         total = time.perf_counter() - started
     spent["bred"] = total - spent["dispatched and gathered"]
     return {"stack": stack, "population": population, "weights": weights, "survivors": survivors,
@@ -121,7 +122,7 @@ def main() -> None:
     found = [driver(arguments.population, 4, arguments.weights, arguments.density, arguments.seconds, stack)
              for stack in (8, 32)]
     ray.shutdown()
-    wire = sum(len(cloudpickle.dumps(one)) for one in random_candidates(problem, 8)) / 8
+    wire = len(cloudpickle.dumps(Parcel(random_candidates(problem, 8)))) / 8
     print(json.dumps({"problem": arguments.problem, "per_s": rates, "efficiency": rates[2] / (2 * rates[1]),
                       "bytes_a_candidate": wire, "driver": found}))
 

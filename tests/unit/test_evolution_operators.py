@@ -1,14 +1,11 @@
 """Operators on sets, against brute force and as properties."""
 
-import pickle
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from de_ray.evolution import operators
-from de_ray.evolution.candidate import WORTH_PACKING, ZeroingSet
 from de_ray.evolution.draws import gumbels, stream
 from de_ray.evolution.operators import fill, smallest
 from de_ray.evolution.quotas import spread
@@ -139,16 +136,3 @@ def test_spread_hands_out_the_whole_budget_within_the_room(layers, data):
 
 def test_spread_is_proportional_where_there_is_room():
     np.testing.assert_array_equal(spread(np.array([1.0, 3.0]), np.array([100, 100]), 40), [10, 30])
-
-
-@given(st.integers(0, 2 * WORTH_PACKING), st.sampled_from([1, 3, 300, 70_000, 2**33]), st.integers(0, 99))
-def test_a_zeroing_set_travels_unchanged_and_large_ones_in_two_bytes_an_index(count, step, seed):
-    indices = np.cumsum(np.random.default_rng(seed).integers(1, step + 1, count), dtype=np.int64)
-    wire = pickle.dumps(ZeroingSet(3, indices, indices[::2]))
-    found = pickle.loads(wire)
-    assert found.layer == 3
-    for got, expected in ((found.zero, indices), (found.revive, indices[::2])):
-        assert got.dtype == np.int64
-        np.testing.assert_array_equal(got, expected)
-    if count >= 2 * WORTH_PACKING and step <= 300:
-        assert len(wire) < 2 * 1.5 * count + 500
