@@ -18,6 +18,7 @@ from de_ray.evaluation.engine import Engine
 from de_ray.evaluation.full import FullForwards
 from de_ray.evolution.candidate import Candidate
 from de_ray.problem.base import Divergence, Layer, Problem
+from de_ray.problem.divergence import TensorDivergence
 from de_ray.student import Student
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Replica:
             self._runner = self._build_runner(setup.cache_mb)
             # The student is still the teacher here, so that no second network is needed.
             self.teacher_outputs = [self._unchanged(b) for b in range(len(self.batches))]
+            self._references = [self.divergence.against(output) if isinstance(self.divergence, TensorDivergence)
+                                else None for output in self.teacher_outputs]
 
     def _build_runner(self, cache_mb: int) -> Engine | FullForwards:
         try:
@@ -98,10 +101,10 @@ class Replica:
     def _divergences(self, changes: Sequence, batch: int, screening: bool) -> Iterator[float]:
         """Summed over a batch's samples, candidate by candidate."""
         for count, output in self._runner.outputs(changes, batch, self._screen_precision if screening else "float32"):
-            teacher = self.teacher_outputs[batch]
-            if count > 1:
+            reference, teacher = self._references[batch], self.teacher_outputs[batch]
+            if reference is None and count > 1:
                 teacher = pytree.tree_map_only(Tensor, lambda one, k=count: torch.cat([one] * k), teacher)
-            divergence = self.divergence(teacher, output)  # [k * N]
+            divergence = self.divergence(teacher, output) if reference is None else reference(output)  # [k * N]
             yield from divergence.double().reshape(count, -1).sum(1).tolist()
 
     def commit(self, candidate: Candidate) -> None:

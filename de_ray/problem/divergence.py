@@ -50,6 +50,16 @@ class TensorDivergence:
         """
         return sum(self._score(leaf.float(), generator) for _, leaf in leaves(output))
 
+    def against(self, teacher_out: Output) -> Callable[[Output], Tensor] | None:
+        """The divergence of students stacked along the first axis, the teacher's part worked out once, without gradients.
+
+        Returns:
+            A function of their output, K * N samples, that gives [K * N] bit for bit as the divergence does; None where
+            there is nothing to be saved: it is KL between single matrices of logits that has such a part.
+        """
+        single = isinstance(teacher_out, Tensor) and teacher_out.is_floating_point() and teacher_out.ndim == 2
+        return KlReference(teacher_out.float()) if single and self.of_tensors is kl else None
+
     def __call__(self, teacher_out: Output, student_out: Output) -> Tensor:
         teacher, student = dict(leaves(teacher_out)), dict(leaves(student_out))
         if teacher.keys() != student.keys():
@@ -76,16 +86,48 @@ def kl(teacher: Tensor, student: Tensor) -> Tensor:
     """
     if teacher.ndim < 2:
         raise ValueError(f"divergence kl needs logits [N, C, ...], got {list(teacher.shape)}: use mse or cosine")
-    axis = 1
-    if teacher.ndim == 2:
-        # A softmax over a few contiguous values takes several times as long as one over the first axis.
-        teacher, student, axis = teacher.t(), student.t(), 0
-    log_p, log_q = teacher.log_softmax(axis), student.log_softmax(axis)
+    log_p = _log_probabilities(teacher)
     p = log_p.exp()
-    # Classes that the teacher rules out (a logit of minus infinity) contribute nothing, rather than 0 x infinity.
-    value = torch.where(p > 0, p * (log_p - log_q), 0).sum(axis)  # [N, ...]
-    value = value.reshape(len(value), -1).mean(1)  # [N]
-    return not_below_zero(value)
+    value = _expected_difference(p, log_p, _log_probabilities(student), p > 0, 0 if teacher.ndim == 2 else 1)
+    return not_below_zero(value.reshape(len(value), -1).mean(1))  # [N]
+
+
+class KlReference:
+    """`kl` of many students' logits to the same teacher's, whose part is worked out once; without gradients.
+
+    Args:
+        teacher: logits [N, C].
+    """
+
+    def __init__(self, teacher: Tensor) -> None:
+        self._log_p = _log_probabilities(teacher).unsqueeze(1)  # [C, 1, N]
+        self._p = self._log_p.exp()
+        possible = self._p > 0
+        self._possible = None if possible.all() else possible
+
+    def __call__(self, students: Tensor) -> Tensor:
+        """Of K students' logits [K * N, C], one student's after the other's: [K * N], bit for bit what `kl` gives."""
+        log_q = _log_probabilities(students.float()).unflatten(1, (-1, self._p.shape[2]))  # [C, K, N]
+        return not_below_zero(_expected_difference(self._p, self._log_p, log_q, self._possible, 0).flatten())
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """log softmax of [N, C, ...] over C; of [N, C] as [C, N].
+
+    A softmax over a few contiguous values takes several times as long as one over the first axis.
+    """
+    return logits.t().log_softmax(0) if logits.ndim == 2 else logits.log_softmax(1)
+
+
+def _expected_difference(p: Tensor, log_p: Tensor, log_q: Tensor, possible: Tensor | None, axis: int) -> Tensor:
+    """Sum of p (log p - log q) over an axis.
+
+    Args:
+        possible: where p > 0; None: everywhere. Classes that the teacher rules out (a logit of minus infinity)
+            contribute nothing, rather than 0 x infinity.
+    """
+    terms = p * (log_p - log_q)
+    return (terms if possible is None else torch.where(possible, terms, 0)).sum(axis)
 
 
 def mse(teacher: Tensor, student: Tensor) -> Tensor:

@@ -52,6 +52,29 @@ def test_kl_is_what_torch_computes():
     torch.testing.assert_close(make_divergence("kl")(teacher, student), reference)
 
 
+LOGITS = st.one_of(VALUES, st.just(-np.inf))
+MATRICES = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(2, 4)).flatmap(lambda shape: st.tuples(
+    arrays(np.float32, shape[1:], elements=LOGITS),
+    arrays(np.float32, (shape[0] * shape[1], shape[2]), elements=LOGITS)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(pair=MATRICES)
+def test_stacked_students_against_one_teacher_have_the_divergence_of_each_bit_for_bit(pair):
+    teacher, students = map(torch.from_numpy, pair)
+    kl = make_divergence("kl")
+    found = kl.against(teacher)(students)
+    expected = torch.cat([kl(teacher, student) for student in students.split(len(teacher))])
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+
+def test_only_single_matrices_of_logits_have_a_part_that_is_worked_out_once():
+    logits = torch.randn(4, 3)
+    assert make_divergence("kl").against(logits) is not None
+    for kind, output in (("kl", [logits]), ("kl", torch.randn(4, 3, 2)), ("mse", logits), ("cosine", logits)):
+        assert make_divergence(kind).against(output) is None
+
+
 def test_kl_stands_logits_of_minus_infinity_and_of_great_size():
     teacher = torch.tensor([[0.0, 1.0, -torch.inf], [1e4, 0.0, -1e4]])
     student = torch.tensor([[1.0, 0.0, -torch.inf], [0.0, 1e4, -1e4]], requires_grad=True)
