@@ -2,9 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import ray
 from ray.cluster_utils import Cluster
+
+UNHEARD = {"include_log_monitor": False}
+"""No process that reads a node's logs: it takes a second of processor time to start."""
 
 
 def local_session(**options: object) -> None:
@@ -22,10 +26,11 @@ def shared_session() -> None:
 def head_alone(**options: object) -> Iterator[Cluster]:
     """A cluster of one node with no CPU, where the driver is; it notices within a second when a node has gone."""
     nodes = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": 0, "include_dashboard": False, **options,
+        "num_cpus": 0, "include_dashboard": False, "no_monitor": True, **UNHEARD, **options,
         "_system_config": {"health_check_period_ms": 300, "health_check_failure_threshold": 3,
                            "health_check_initial_delay_ms": 0}})
     nodes.connect()
+    nodes.add_node = partial(nodes.add_node, **UNHEARD)
     try:
         yield nodes
     finally:

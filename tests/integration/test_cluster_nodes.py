@@ -87,7 +87,7 @@ def test_a_run_that_waits_for_its_three_nodes_loses_one_and_gains_one_ends_in_th
         # Until the pool has noticed who left, too: each actor has to be asked something.
         while len(pools[0].actors) != count and time.monotonic() < deadline:
             pools[0].evaluate([()] * 3 * config.pool.stack, [0])
-            time.sleep(0.05)
+            time.sleep(0.3)  # what starts needs the processor
         seen.append(set(places(pools[0])))
 
     def on_record(record, total):

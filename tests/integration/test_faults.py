@@ -157,7 +157,7 @@ def fill(pool, count):
     deadline = time.monotonic() + START_SECONDS
     while len(pool.actors) < count and time.monotonic() < deadline:
         pool.evaluate([()], [0])
-        time.sleep(0.1)  # what starts needs the processor
+        time.sleep(0.2)  # what starts needs the processor
     assert len(pool.actors) == count
     return pids(pool)
 
