@@ -1,6 +1,7 @@
 """Distillation by two workers against one, in Ray Train's processes."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,7 +55,25 @@ def test_two_workers_refit_as_one_does(no_session):
     assert torch.equal(drawn, drawn_by_two), "later draws go on from the same place"
 
 
-def test_a_divergence_that_explodes_is_the_same_error_as_with_one_worker(no_session):
+class InThisProcess:
+    """In place of Ray's trainer, whose workers take half a minute to start: a single worker, and what it raises."""
+
+    def __init__(self, work, train_loop_config, **_):
+        self.work, self.job = work, train_loop_config
+
+    def fit(self):
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        try:
+            self.work(self.job)
+        finally:
+            torch.distributed.destroy_process_group()
+
+
+def test_a_divergence_that_explodes_is_the_same_error_as_with_one_worker(no_session, monkeypatch):
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr("de_ray.refit.parallel.TorchTrainer", InThisProcess)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
     problem = mlp_problem()
     student = Student(problem.teacher, problem.layers)
     refit = build_refit(student, problem, RefitConfig(steps=20, batch=32, workers=2, learning_rate=1e30))
