@@ -4,7 +4,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from de_ray.quantization.pareto import Trial
 from de_ray.quantization.refit import refit_levels
 from de_ray.quantization.sensitivity import choices_at, sensitivity
 from de_ray.quantization.sweep import fixed, sweep, tolerated
+from de_ray.quantization.table import SensitivityTable
 from de_ray.rate import nominal, overhead
 from de_ray.refit.objective import Objective
 from de_ray.seeds import derive, torch_generator
@@ -58,6 +59,21 @@ class Quantized:
     chosen: Trial
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is decided before levels are refitted; plans of the same widths and settings are equal."""
+
+    settings: QuantizationConfig
+    chosen: Trial
+    table: SensitivityTable = field(compare=False)
+    trials: list[Trial] = field(compare=False)
+
+    @property
+    def bytes(self) -> int:
+        """See `limit.Plan`."""
+        return self.chosen.bytes
+
+
 def quantize(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
              limit: int | None = None) -> Quantized:
     """Quantize a student in place.
@@ -75,17 +91,24 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         diagonals = fisher_diagonal(given)
     curvature = [(c + c[mask].mean() * 1e-2).cpu().numpy() if mask.any() else c.cpu().numpy() for c, mask in
                  zip(diagonals, student.masks, strict=True)]
+
+    def plan(allowance: int | None) -> Plan:
+        return _plan(problem, config, student, pool, folder, curvature, allowance)
+
     if limit is None:
-        return _quantize(problem, config, given, pool, folder, curvature, None)
+        return _refitted(problem, config, given, plan(None))
     pruned = student.values()
 
-    def make(allowance: int) -> tuple[int, int, tuple[Quantized, dict[str, Tensor]]]:
+    def replan(allowance: int) -> Plan:
         student.set_values(pruned)
-        found = _quantize(problem, config, given, pool, folder, curvature, allowance)
-        size = len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared))
-        return size, found.chosen.bytes, (found, student.values())
+        return plan(allowance)
 
-    size, (found, values) = within(limit, limit - overhead(problem), make)
+    def make(decided: Plan) -> tuple[int, tuple[Quantized, dict[str, Tensor]]]:
+        found = _refitted(problem, config, given, decided)
+        size = len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared))
+        return size, (found, student.values())
+
+    size, (found, values) = within(limit, limit - overhead(problem), replan, make)
     student.set_values(values)
     if size > limit:
         log.warning("the file has %d bytes, more than the %d that were asked for; take more evolution.cycles, which "
@@ -93,10 +116,9 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
     return found
 
 
-def _quantize(problem: Problem, config: Config, given: SaliencyInputs, pool: Pool, folder: Path | None,
-              curvature: list[np.ndarray], allowance: int | None) -> Quantized:
-    """See `quantize`; the allowance is in bytes of the layers, before levels are refitted."""
-    student = given.student
+def _plan(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
+          curvature: list[np.ndarray], allowance: int | None) -> Plan:
+    """Widths and levels as placed; the allowance is in bytes of the layers, before levels are refitted."""
     weights = [weight.detach().cpu().numpy() for weight in student.weights]
     names, settings = [layer.name for layer in problem.layers], config.quantization
     if allowance is not None:
@@ -105,22 +127,26 @@ def _quantize(problem: Problem, config: Config, given: SaliencyInputs, pool: Poo
     goal = tolerated(table, settings) if allowance is None else WithinBytes(allowance)
     if settings.bits is not None:
         chosen = fixed(table, pool, settings.bits)
-        trials = [chosen]
-    else:
-        evaluations = pool.evaluations
-        with contextlib.ExitStack() as stack:
-            records = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            if config.cluster.storage is not None:
-                records = location(config.cluster.storage, records)
-            trials = sweep(table, pool, settings, goal, derive(config.seed, "sweep") % 2**32, records)
-        # Trials in other processes evaluate through a client, which the pool does not see.
-        pool.evaluations = evaluations + len(trials)
-        chosen = goal.pick(trials)
-    coarse = [choice for choice in table.candidate(chosen.widths) if choice.bits <= settings.feedback_bits]
+        return Plan(settings, chosen, table, [chosen])
+    evaluations = pool.evaluations
+    with contextlib.ExitStack() as stack:
+        records = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if config.cluster.storage is not None:
+            records = location(config.cluster.storage, records)
+        trials = sweep(table, pool, settings, goal, derive(config.seed, "sweep") % 2**32, records)
+    # Trials in other processes evaluate through a client, which the pool does not see.
+    pool.evaluations = evaluations + len(trials)
+    return Plan(settings, goal.pick(trials), table, trials)
+
+
+def _refitted(problem: Problem, config: Config, given: SaliencyInputs, plan: Plan) -> Quantized:
+    """Carry out a plan: the student is quantized, its levels are refitted and its biases rounded."""
+    student, widths = given.student, plan.chosen.widths
+    coarse = [choice for choice in plan.table.candidate(widths) if choice.bits <= plan.settings.feedback_bits]
     if coarse:
         feed_back(student, coarse, given.inputs, given.batch)
     layers = refit_levels(Objective(problem, config.refit, student.weights[0].device), student,
-                          table.candidate(chosen.widths), config.quantization.refit_steps,
+                          plan.table.candidate(widths), config.quantization.refit_steps,
                           config.quantization.learning_rate, config.refit.relative,
                           torch_generator(config.seed, "levels"))
     others = _quantize_others(problem, config, student)
@@ -128,7 +154,7 @@ def _quantize(problem: Problem, config: Config, given: SaliencyInputs, pool: Poo
     state, shared = student.module.state_dict(), student.shared()
     return Quantized([by_name[name] for name in state if name in by_name],
                      {name: value.cpu() for name, value in state.items() if name not in {*by_name, *shared}},
-                     shared, list(chosen.widths), trials, chosen)
+                     shared, list(widths), plan.trials, plan.chosen)
 
 
 def fitted(weights: Sequence[np.ndarray], names: Sequence[str], config: QuantizationConfig,

@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.commands import Python
 
-# Before torch is imported here or in a process that a test starts: several threads beside other work wait for each other.
+# Before torch is imported here or in a process that a test starts: threads beside other work wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 POOLS = {"test_evaluation.py", "test_faults.py", "test_parallel_refit.py", "test_sweep.py"}

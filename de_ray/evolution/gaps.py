@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 Packed = tuple[list[int], list[int], np.ndarray]
-"""Lengths of R runs, the first index of each that is not empty, and the gap before every index, 0 before a first one."""
+"""Lengths of R runs, the first index of each that is not empty, and the gap before each index, 0 before a first one."""
 
 
 def packed(runs: Sequence[np.ndarray]) -> Packed:

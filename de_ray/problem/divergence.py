@@ -51,7 +51,7 @@ class TensorDivergence:
         return sum(self._score(leaf.float(), generator) for _, leaf in leaves(output))
 
     def against(self, teacher_out: Output) -> Callable[[Output], Tensor] | None:
-        """The divergence of students stacked along the first axis, the teacher's part worked out once, without gradients.
+        """The divergence of students stacked along the first axis, the teacher's part worked out once; no gradients.
 
         Returns:
             A function of their output, K * N samples, that gives [K * N] bit for bit as the divergence does; None where
