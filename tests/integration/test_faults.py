@@ -46,14 +46,13 @@ SLOW_SECONDS = 2.5
 
 
 class PlainReplica(Replica):
-    """Runs whole networks: what captures their graphs takes each actor seconds to import, and the engine's numbers are
-    held to the serial pool's elsewhere."""
+    """Runs whole networks: what captures their graphs takes each actor seconds to import."""
 
     def _build_runner(self, cache_mb):
         return FullForwards(self.student, self.batches)
 
 
-class FaultyReplica(PlainReplica):
+class Faults:
     """Carries out the faults whose names lie as files in a folder; whoever takes a file has the fault."""
 
     def __init__(self, setup):
@@ -93,6 +92,14 @@ class FaultyReplica(PlainReplica):
         super().commit(candidate)
 
 
+class FaultyPlainReplica(Faults, PlainReplica):
+    """See both."""
+
+
+class FaultyReplica(Faults, Replica):
+    """See both."""
+
+
 class Poison:
     """An edit that no network survives."""
 
@@ -103,14 +110,15 @@ class Poison:
 
 
 class Case:
-    """A problem, candidates, and what a serial pool says of them."""
+    """A problem, candidates, and what a serial pool says of them; replicas are plain ones, or with the engine."""
 
-    def __init__(self, problem, folder, count=60, **config):
+    def __init__(self, problem, folder, count=60, engine=False, **config):
+        self.classes = (Replica, FaultyReplica) if engine else (PlainReplica, FaultyPlainReplica)
         self.problem, self.config, self.folder = problem, PoolConfig(**{"stack": 2, "batch": 64} | config), folder
         rng = np.random.default_rng(0)
         self.candidates = [self.candidate(rng) for _ in range(count)]
         self.student = Student(problem.teacher, problem.layers)
-        self.serial = SerialPool(self.setup(), self.config.stack, PlainReplica)
+        self.serial = SerialPool(self.setup(), self.config.stack, self.classes[0])
         self.expected = self.serial.evaluate(self.candidates, range(self.serial.batches))
 
     def candidate(self, rng):
@@ -124,7 +132,7 @@ class Case:
         return setup
 
     def pool(self):
-        return RayPool(self.setup(), self.config, self.student, replica=FaultyReplica)
+        return RayPool(self.setup(), self.config, self.student, replica=self.classes[1])
 
     def fault(self, name, count=1):
         for number in range(count):
@@ -293,7 +301,7 @@ def plug_pulled(cluster, node, pool):
 def test_a_pool_goes_on_without_a_node_that_left_and_grows_onto_one_that_joins(cluster, tmp_path):
     first, _ = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    case = Case(mlp_problem(), tmp_path, actors=0)
+    case = Case(mlp_problem(), tmp_path, actors=0, engine=True)
     with case.pool() as pool:
         before = fill(pool, 2)
         case.commit(pool)
