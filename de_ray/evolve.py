@@ -134,8 +134,9 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
                 targets = Targets(replace(evolution, sparsity=sparsity), problem.layers)
             budget = targets.budget(state.progress, [int(mask.sum()) for mask in student.masks])
             given = saliency_inputs(problem, config, student, step)
-            found = breed(given, budget, evolution, pool.evaluate, pool.batches,
-                          numpy_generator(config.seed, "search", step), rate)
+            with pool.dispatch() as dispatch:
+                found = breed(given, budget, evolution, dispatch, pool.batches,
+                              numpy_generator(config.seed, "search", step), rate)
             student.commit(found.candidate)
             pool.commit(found.candidate)
             after = found.divergence

@@ -1,6 +1,8 @@
 """Pools: replicas behind one contract, `evaluate(candidates, batches) -> fitness in the candidates' order`."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, Self
 
 import numpy as np
@@ -9,6 +11,7 @@ from de_ray.evaluation.chunks import tasks
 from de_ray.evaluation.edits import Edit
 from de_ray.evaluation.replica import Replica, ReplicaSetup
 from de_ray.evolution.candidate import Candidate
+from de_ray.evolution.request import Dispatch, Request
 from de_ray.student import Student
 
 
@@ -38,6 +41,10 @@ class Pool(Evaluator, Protocol):
 
     evaluations: int
     """Candidates evaluated so far."""
+
+    def dispatch(self) -> AbstractContextManager[Dispatch]:
+        """Several requests at a time, within a `with` statement in which the pool does nothing else."""
+        ...
 
     def commit(self, candidate: Candidate) -> None:
         """Carry out a candidate on every replica."""
@@ -88,6 +95,11 @@ class SerialPool:
             fitness[indices] = self._replica.evaluate([candidates[k] for k in indices], batches, screening)
         return fitness
 
+    @contextmanager
+    def dispatch(self) -> Iterator[Dispatch]:
+        """See `Pool.dispatch`; one after the other, in the order in which they are submitted."""
+        yield InOrder(self)
+
     def commit(self, candidate: Candidate) -> None:
         """See `Pool.commit`."""
         self._replica.commit(candidate)
@@ -113,3 +125,26 @@ class SerialPool:
 
     def __exit__(self, *_: object) -> None:
         del self._replica
+
+
+class InOrder:
+    """Evaluates requests one after the other; see `Dispatch`.
+
+    Args:
+        pool: evaluates.
+    """
+
+    def __init__(self, pool: Evaluator) -> None:
+        self._pool = pool
+        self._requests: deque[Request] = deque()
+
+    def submit(self, request: Request) -> None:
+        """See `Dispatch.submit`."""
+        self._requests.append(request)
+
+    def next(self) -> tuple[Request, np.ndarray]:
+        """See `Dispatch.next`."""
+        if not self._requests:
+            raise ValueError("every request has been answered")
+        request = self._requests.popleft()
+        return request, self._pool.evaluate(request.candidates, request.batches, request.screening)

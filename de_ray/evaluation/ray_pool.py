@@ -11,12 +11,12 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryErro
 
 from de_ray.cluster.join import ensure_ray
 from de_ray.config import PoolConfig
-from de_ray.evaluation.chunks import tasks
 from de_ray.evaluation.edits import Edit
 from de_ray.evaluation.members import DEATHS_ALLOWED, RESUME, EvaluationError, Member
 from de_ray.evaluation.replica import Replica, ReplicaSetup
 from de_ray.evaluation.scatter import Scatter
 from de_ray.evolution.candidate import Candidate
+from de_ray.evolution.request import Request
 from de_ray.student import Student
 
 __all__ = ["EvaluationError", "RayClient", "RayPool"]
@@ -38,6 +38,12 @@ def _memory_explained() -> Iterator[None]:
         reason = str(error).strip().splitlines()[0]
         raise EvaluationError(f"Ray has no room left ({type(error).__name__}: {reason}); free memory or disk space, "
                               f"then {RESUME}") from error
+
+
+def _one(scatter: Scatter, request: Request) -> np.ndarray:
+    """Fitness of a single request."""
+    scatter.submit(request)
+    return scatter.next()[1]
 
 
 class RayClient:
@@ -64,7 +70,7 @@ class RayClient:
         start = os.getpid() % max(1, len(self.members))
         self.members = self.members[start:] + self.members[:start]
         with _memory_explained():
-            return Scatter(self, tasks(candidates, self._stack), candidates, batches, screening).run()
+            return _one(Scatter(self, self._stack), Request(candidates, batches, screening))
 
     def welcome(self, member: Member) -> None:
         """See `Crew.welcome`; a client's actors have all started."""
@@ -168,17 +174,18 @@ class RayPool:
     def evaluate(self, candidates: Sequence[tuple[Edit, ...]], batches: Sequence[int],
                  screening: bool = False) -> np.ndarray:
         """See `Evaluator.evaluate`."""
-        self.evaluations += len(candidates)
-        with self._evaluation():
-            return Scatter(self, tasks(candidates, self._config.stack), candidates, batches, screening).run()
+        with self.dispatch() as scatter:
+            return _one(scatter, Request(candidates, batches, screening))
 
     @contextlib.contextmanager
-    def _evaluation(self) -> Iterator[None]:
-        """Grow at first, and leave no copy of the student in the object store at last."""
+    def dispatch(self) -> Iterator[Scatter]:
+        """See `Pool.dispatch`. Grows at first, and leaves no copy of the student in the object store at last."""
         try:
             with _memory_explained():
                 self._grow()
-                yield
+                scatter = Scatter(self, self._config.stack)
+                yield scatter
+                self.evaluations += scatter.candidates
         finally:
             self._state = None
 
@@ -213,9 +220,9 @@ class RayPool:
         Raises:
             EvaluationError: no actor could start.
         """
-        with self._evaluation():
+        with self.dispatch() as scatter:
             # Another process's calls are not queued behind the driver's: only actors that are up to date may go.
-            Scatter(self, [], [], [], False).muster(MUSTER_SECONDS)
+            scatter.muster(MUSTER_SECONDS)
         return RayClient([member.actor for member in self.members if member.ready and not member.queue], self.batches,
                          self._config)
 

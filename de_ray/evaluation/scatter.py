@@ -1,4 +1,4 @@
-"""One evaluation on actors that may die, raise, hang or answer NaN: tasks are handed out, answers placed by index.
+"""Requests evaluated on actors that may die, raise, hang or answer NaN: tasks handed out, answers placed by index.
 
 Whatever happens to actors, a task's answer is that of a sound replica on exactly the task's candidates, so the fitness
 does not depend on what went wrong on the way.
@@ -7,8 +7,8 @@ does not depend on what went wrong on the way.
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from de_ray.evaluation.edits import Edit
+from de_ray.evaluation.chunks import tasks
 from de_ray.evaluation.members import DEATHS_ALLOWED, RESUME, Crew, EvaluationError, Member
 from de_ray.evaluation.parcel import Parcel
+from de_ray.evolution.request import Request
 
 log = getLogger(__name__)
 
@@ -27,9 +28,25 @@ TASKS_IN_FLIGHT = 2
 
 
 @dataclass(eq=False)
+class Job:
+    """A request that is under way."""
+
+    request: Request
+    tasks: Iterator[list[int]]
+    """Indices of candidates, of tasks that nobody was given yet; candidates may be bred as they are read."""
+    fitness: np.ndarray
+    """float64 [K]"""
+    unsettled: int = 0
+    """Of the tasks that were read."""
+    settled: dict[Member, list["Task"]] = field(default_factory=lambda: defaultdict(list))
+    """Tasks by who answered them."""
+
+
+@dataclass(eq=False)
 class Task:
     """Candidates that are evaluated in one call."""
 
+    job: Job
     indices: list[int]
     losses: int = 0
     """Actors that were lost over it."""
@@ -40,51 +57,66 @@ class Task:
 
 
 class Scatter:
-    """One evaluation.
+    """Evaluates requests, several at a time if need be; see `Dispatch`.
 
     Args:
         crew: its dead, hung and faulty members are retired on the way.
-        tasks: lists of indices, by task; read as they are handed out, so that candidates may be bred meanwhile.
-        candidates: K candidates.
-        batches: indices of calibration batches.
-        screening: passed on to `Replica.evaluate`.
+        stack: candidates a task, at most.
     """
 
-    def __init__(self, crew: Crew, tasks: Iterable[list[int]], candidates: Sequence[tuple[Edit, ...]],
-                 batches: Sequence[int], screening: bool) -> None:
-        self._crew, self._candidates, self._batches, self._screening = crew, candidates, list(batches), screening
-        self._fitness = np.full(len(candidates), np.nan)  # [K]
-        self._tasks = (Task(indices) for indices in tasks)
+    def __init__(self, crew: Crew, stack: int) -> None:
+        self._crew, self._stack = crew, stack
+        self.candidates = 0
+        """Submitted so far."""
+        self._jobs: list[Job] = []
+        """Those whose answer was not fetched."""
+        self._unread: deque[Job] = deque()
+        """Those that may have tasks which nobody was given, the next one first."""
+        self._done: deque[Job] = deque()
         self._todo: deque[Task] = deque()
-        self._unsettled = 0  # of the tasks that were read
         self._flying: dict[Any, Task] = {}
         self._owners: dict[Any, Member] = {}  # of all calls that are awaited, starts and commits among them
         self._arrived: set[Any] = set()
-        self._settled: dict[Member, list[Task]] = defaultdict(list)
         now = time.monotonic()
         for member in crew.members:
             member.since = now  # nobody was listening before
             self._await_calls_of(member)
         self._next_check = now + crew.task_seconds
 
-    def run(self) -> np.ndarray:
-        """Evaluate.
+    def submit(self, request: Request) -> None:
+        """See `Dispatch.submit`. Candidates that are only screened are handed out after all others."""
+        count = len(request.candidates)
+        self.candidates += count
+        job = Job(request, tasks(request.candidates, self._stack), np.full(count, np.nan))
+        self._jobs.append(job)
+        if count == 0:
+            self._done.append(job)
+        elif request.screening:
+            self._unread.append(job)
+        else:
+            self._unread.insert(sum(not other.request.screening for other in self._unread), job)
+
+    def next(self) -> tuple[Request, np.ndarray]:
+        """See `Dispatch.next`.
 
         Returns:
-            float64 [K]; non-finite where two replicas agree on it.
+            A request, and its fitness; non-finite where two replicas agree on it.
 
         Raises:
             EvaluationError: two replicas raised over a task, more than `DEATHS_ALLOWED` were lost over one, or there
                 is no replica left.
+            ValueError: every request has been answered.
         """
+        if not self._jobs:
+            raise ValueError("every request has been answered")
         self._feed(self._crew.members)
-        if not self._unsettled:  # no member is ready, or there is nothing to do
-            self._todo.extend(filter(None, [self._read()]))
-        while self._unsettled:
+        while not self._done:
             if not self._flying and self._todo:
                 self._find_second_opinion()
             self._collect()
-        return self._fitness
+        job = self._done.popleft()
+        self._jobs.remove(job)
+        return job.request, job.fitness
 
     def muster(self, seconds: float) -> None:
         """Wait until actors have started and caught up; after `seconds`, until at least one has."""
@@ -106,8 +138,9 @@ class Scatter:
                 free = member.ready and sum(c in self._flying for c in member.queue) < TASKS_IN_FLIGHT
                 task = self._task_for(member) if free else None
                 if task is not None:
-                    candidates = Parcel([self._candidates[k] for k in task.indices])
-                    call = member.actor.evaluate.remote(candidates, self._batches, self._screening)
+                    request = task.job.request
+                    candidates = Parcel([request.candidates[k] for k in task.indices])
+                    call = member.actor.evaluate.remote(candidates, request.batches, request.screening)
                     member.push(call)
                     self._flying[call], self._owners[call] = task, member
 
@@ -121,9 +154,18 @@ class Scatter:
 
     def _read(self) -> Task | None:
         """The next task of those that nobody was given yet."""
-        task = next(self._tasks, None)
-        self._unsettled += task is not None
-        return task
+        while self._unread:
+            task = self._read_of(self._unread[0])
+            if task is not None:
+                return task
+            self._unread.popleft()
+        return None
+
+    @staticmethod
+    def _read_of(job: Job) -> Task | None:
+        indices = next(job.tasks, None)
+        job.unsettled += indices is not None
+        return None if indices is None else Task(job, indices)
 
     def _find_second_opinion(self) -> None:
         """The only ready member's own doubtful answers are left: have it replaced, or let them stand."""
@@ -205,22 +247,33 @@ class Scatter:
             self._charge(task, "two replicas answered NaN for different candidates")
             self._todo.appendleft(task)
         for faulty in [first] * first_is_faulty + [member] * second_is_faulty:
-            log.warning("a replica answered NaN where another one did not; it is replaced and all that it answered in "
+            log.warning("a replica answered NaN where another one did not; it is replaced and what it answered of "
                         "this evaluation is evaluated again")
             self._disown(faulty)
 
     def _settle(self, task: Task, member: Member, answer: np.ndarray) -> None:
-        self._fitness[task.indices] = answer
-        self._settled[member].append(task)
-        self._unsettled -= 1
+        job = task.job
+        job.fitness[task.indices] = answer
+        job.settled[member].append(task)
+        job.unsettled -= 1
+        if job.unsettled:
+            return
+        another = self._read_of(job)  # else nobody may be there to ask for one and find that there is none
+        if another is not None:
+            self._todo.append(another)
+        else:
+            self._done.append(job)
 
     # Actors that fail.
 
     def _disown(self, member: Member) -> None:
-        """Take back everything that a faulty member answered, and part with it."""
-        answered = self._settled.pop(member, [])
-        self._unsettled += len(answered)
-        self._todo.extend(answered)
+        """Take back all that a faulty member answered of requests whose answers were not fetched; part with it."""
+        for job in self._jobs:
+            answered = job.settled.pop(member, [])
+            if answered and job in self._done:
+                self._done.remove(job)
+            job.unsettled += len(answered)
+            self._todo.extend(answered)
         for task in [*self._todo, *self._flying.values()]:
             if task.doubted is not None and task.doubted[0] is member:
                 task.doubted = None

@@ -46,6 +46,10 @@ class Brood(Sequence[Candidate]):
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self[:])
 
+    def part(self, rows: range) -> "Part":
+        """Some of these candidates, of consecutive rows, which are bred no sooner than they are looked at."""
+        return Part(self, rows)
+
     @property
     def genomes(self) -> Genomes:
         """All genomes, bred now if they were not."""
@@ -67,3 +71,20 @@ class Brood(Sequence[Candidate]):
             self._write(begin - self._ready, end - self._ready, self._genomes.take(slice(begin, end)))
         genomes = self._genomes.take(slice(part.start, part.stop))
         return genomes, *genomes.flat(self._space)
+
+
+class Part(Sequence[Candidate]):
+    """Consecutive candidates of a brood; see `Brood.part`."""
+
+    def __init__(self, brood: Brood, rows: range) -> None:
+        self._brood, self._rows = brood, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: int | slice) -> Candidate | list[Candidate]:
+        rows = self._rows[key]
+        return self._brood[rows] if isinstance(rows, int) else self._brood[rows.start:rows.stop:rows.step]
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self[:])

@@ -13,9 +13,9 @@ BLOCK = 256
 ones evaluated while others are still to be bred."""
 
 
-def blocks(count: int) -> Iterator[range]:
-    """Ranges of about equal length, one after the other, of `BLOCK` at least where there are as many."""
-    parts = max(1, count // BLOCK)
+def blocks(count: int, least: int = BLOCK) -> Iterator[range]:
+    """Ranges of about equal length, one after the other, of `least` at least where there are as many."""
+    parts = max(1, count // least)
     return (range(part * count // parts, (part + 1) * count // parts) for part in range(parts))
 
 

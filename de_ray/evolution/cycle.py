@@ -1,6 +1,6 @@
 """One cycle of evolution up to its commit: saliencies, proposals, breeding; the evaluator is passed in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +9,7 @@ from de_ray.config import EvolutionConfig
 from de_ray.evolution.candidate import Candidate
 from de_ray.evolution.curvature import SaliencyInputs
 from de_ray.evolution.rate import RateModel
+from de_ray.evolution.request import Dispatch
 from de_ray.evolution.saliency import saliencies
 from de_ray.evolution.search import DirectedSearch
 from de_ray.evolution.space import Budget, SearchSpace
@@ -18,8 +19,6 @@ UNEVEN = 2
 """How much harder than the average row a cycle's zeros may hit one whose weights' order still has to be known."""
 LEAST_PRICE = 0.5
 """Bits. Where nearly all weights survive, one more zero may even cost; it is still to be zeroed some time."""
-Evaluate = Callable[[Sequence[Candidate], Sequence[int], bool], np.ndarray]
-"""(candidates, batches, screening) -> float64 [K] mean divergence, in the candidates' order."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Bred:
     """Of the surrogate's ranks with those by evaluation; None without a surrogate."""
 
 
-def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, evaluate: Evaluate, batches: int,
+def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, dispatch: Dispatch, batches: int,
           rng: np.random.Generator, rate: RateModel | None = None) -> Bred:
     """Find the zeroing sets of a cycle.
 
@@ -43,7 +42,7 @@ def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, evalua
         given: the student and the inputs of its saliencies.
         budget: zeros to add.
         config: criteria and operators.
-        evaluate: measures candidates on replicas of the student.
+        dispatch: has candidates' mean divergence measured on replicas of the student.
         batches: number of calibration batches.
         rng: source of the search's draws.
         rate: what a candidate's file takes; needed where `config.rate_weight` is not 0.
@@ -59,9 +58,11 @@ def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, evalua
     if config.oversample > 1 and config.generations > 1 and not config.rate_weight:
         estimate = build_surrogate(config.surrogate, given, known)
     search = DirectedSearch(SearchSpace(scores, masks, budget, config.regrow), config, batches, rng, estimate)
-    while (request := search.ask()) is not None:
-        divergence = evaluate(request.candidates, request.batches, request.screening)
-        search.tell(divergence * [_price(candidate, config, rate) for candidate in request.candidates])
+    while not search.over:
+        for request in iter(search.ask, None):
+            dispatch.submit(request)
+        request, divergence = dispatch.next()
+        search.tell(request, divergence * [_price(candidate, config, rate) for candidate in request.candidates])
     candidate, fitness = search.best()
     return Bred(candidate, fitness / _price(candidate, config, rate), search.saved_evaluations, search.correlation)
 

@@ -2,13 +2,15 @@
 
 After Franca-Neto, arXiv:2206.05859, with proposals drawn by saliency. Candidates are raced (successive halving,
 Jamieson & Talwalkar, arXiv:1502.07943): a generation is screened on a few calibration batches, fresh in each
-generation and the same for all of its candidates, and only the better half sees every batch of breeding. The least of
+generation and the same for all of its candidates, and only the better half sees every batch of breeding. Large
+generations are raced in heats, so that finalists of one keep replicas busy while the next is bred. The least of
 many measurements flatters its candidate, so the last choice, between the elite and every criterion's plain set, is made
 on batches that breeding has not seen. Before all that, a surrogate may choose among more children than are evaluated;
 it is asked as long as it ranked the first generation, which it had no part in choosing, as its evaluation did.
 """
 
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,13 +19,16 @@ import numpy as np
 from de_ray.config import EvolutionConfig
 from de_ray.evolution.breeding import Rates, plain, vary
 from de_ray.evolution.brood import Brood
-from de_ray.evolution.candidate import Candidate
+from de_ray.evolution.candidate import Candidate, blocks
 from de_ray.evolution.genomes import Genomes
+from de_ray.evolution.request import Request
 from de_ray.evolution.space import SearchSpace
 from de_ray.evolution.surrogate import Estimate, rank_correlation
 
 LEAST_CORRELATION = 0.3
 """Rank correlation with evaluation below which a surrogate is not asked."""
+HEAT = 1024
+"""Entrants that are raced among themselves, at least, where there are as many."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,8 @@ class Population:
         return np.lexsort((self.fitness, ~self.full))
 
 
-@dataclass(frozen=True)
-class Request:
-    """Candidates to be evaluated on calibration batches."""
-
-    candidates: Sequence[Candidate]
-    """May be bred as they are read, in order, `BLOCK` or more at a time; afterwards they are at hand."""
-    batches: list[int]
-    screening: bool = False
-    """Whether the answers only decide who is evaluated again: lower precision will do."""
+Answer = tuple[Request, np.ndarray]
+"""A request, and fitness float64 [K] of its candidates."""
 
 
 class DirectedSearch:
@@ -66,8 +64,11 @@ class DirectedSearch:
 
     Example:
         while (request := search.ask()) is not None:
-            search.tell(pool.evaluate(request.candidates, request.batches, request.screening))
+            search.tell(request, pool.evaluate(request.candidates, request.batches, request.screening))
         best, fitness = search.best()
+
+    Several requests may be open at a time and be answered in any order, which makes no difference to what is found:
+    `ask` until it returns None, `tell` an answer, and so on until the search is `over`.
     """
 
     def __init__(self, space: SearchSpace, config: EvolutionConfig, batches: int, rng: np.random.Generator,
@@ -87,19 +88,25 @@ class DirectedSearch:
         self.saved_evaluations = 0
         """Evaluations on all breeding batches that racing spared."""
         self._best: tuple[Candidate, float] | None = None
+        self._asked: deque[Request] = deque()
+        self.over = False
+        """Whether nothing is to be evaluated any more."""
         self._steps = self._search()
-        self._request: Request | None = next(self._steps, None)
+        self._step(None)
 
     def ask(self) -> Request | None:
-        """What to evaluate next; None when the search is over."""
-        return self._request
+        """What to evaluate next; None as long as nothing is, but for what was asked before and is not answered."""
+        return self._asked.popleft() if self._asked else None
 
-    def tell(self, fitness: np.ndarray) -> None:
-        """Fitness float [K] of the request's candidates; non-finite puts a candidate out."""
+    def tell(self, request: Request, fitness: np.ndarray) -> None:
+        """Fitness float [K] of a request's candidates; non-finite puts a candidate out."""
+        self._step((request, np.where(np.isfinite(fitness), fitness, np.inf)))
+
+    def _step(self, answer: tuple[Request, np.ndarray] | None) -> None:
         try:
-            self._request = self._steps.send(np.where(np.isfinite(fitness), fitness, np.inf))
+            self._steps.send(answer)
         except StopIteration:
-            self._request = None
+            self.over = True
 
     def best(self) -> tuple[Candidate, float]:
         """The best candidate and its mean divergence over the confirming batches (NaN where none was evaluated).
@@ -113,7 +120,7 @@ class DirectedSearch:
             raise FloatingPointError("the divergence of every candidate is NaN or infinite")
         return self._best
 
-    def _search(self) -> Generator[Request, np.ndarray, None]:
+    def _search(self) -> Generator[None, Answer, None]:
         if self._config.generations == 0:
             return
         pure = self._plain()
@@ -130,31 +137,49 @@ class DirectedSearch:
                                     np.concatenate([population.full[elite], full]))
         finalists = population.genomes.take(population.order[:self._config.elite]).joined(pure)
         candidates = finalists.candidates(self._space)
-        fitness = yield Request(candidates, self._confirming)
+        self._asked.append(Request(candidates, self._confirming))
+        _, fitness = yield
         best = int(np.argmin(fitness))
         self._best = candidates[best], float(fitness[best])
 
-    def _race(self, brood: Brood, spared: int) -> Generator[Request, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    def _race(self, brood: Brood, spared: int) -> Generator[None, Answer, tuple[np.ndarray, np.ndarray]]:
         """Evaluate entrants, the first `spared` of them on all breeding batches whatever screening says.
 
         Returns:
             See `Population`: fitness float64 [K] and full bool [K].
         """
-        rows = np.arange(len(brood))
-        fitness, candidates = np.full(len(brood), np.inf), brood
+        fitness, full = np.full(len(brood), np.inf), np.zeros(len(brood), bool)
+        first = fitness  # by the first evaluation of each
         if self._screened < len(self._breeding) and len(brood) > spared + 1:
+            first = fitness.copy()
             some = sorted(self._rng.choice(len(self._breeding), self._screened, replace=False).tolist())
-            fitness[:] = yield Request(brood, some, screening=True)
-            self._judge(brood, fitness)
-            rest = spared + np.argsort(fitness[spared:], kind="stable")
-            finalists = (len(rest) + 1) // 2
-            self.saved_evaluations += len(rest) - finalists
-            rows = np.concatenate([rows[:spared], rest[:finalists]])
-            candidates = [brood[row] for row in rows.tolist()]
-        fitness[rows] = yield Request(candidates, self._breeding)
+            out = {Request(brood.part(heat), some, screening=True): np.array(heat) for heat in blocks(len(brood), HEAT)}
+        else:
+            out = {Request(brood, self._breeding): np.arange(len(brood))}
+        self._asked.extend(out)
+        while out:
+            request, answer = yield
+            rows = out.pop(request)
+            fitness[rows] = answer
+            if request.screening:
+                first[rows] = answer
+                rows = self._finalists(rows, answer, spared)
+                request = Request([brood[row] for row in rows.tolist()], self._breeding)
+                out[request] = rows
+                self._asked.append(request)
+            else:
+                full[rows] = True
         brood[:]  # who answers without a look at a candidate leaves it to be bred here
-        self._judge(brood, fitness)
-        return fitness, np.isin(np.arange(len(brood)), rows)
+        self._judge(brood, first)
+        return fitness, full
+
+    def _finalists(self, rows: np.ndarray, screened: np.ndarray, spared: int) -> np.ndarray:
+        """The better half of a heat's rows, and those below `spared`."""
+        through = rows < spared
+        others = rows[~through]
+        count = (len(others) + 1) // 2
+        self.saved_evaluations += len(others) - count
+        return np.concatenate([rows[through], others[np.argsort(screened[~through], kind="stable")[:count]]])
 
     # Proposals.
 

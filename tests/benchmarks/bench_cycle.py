@@ -79,7 +79,7 @@ def cycle(problem: Problem, config: Config, sparsity: float) -> dict:
                 fitness = pool.evaluate(request.candidates, request.batches, request.screening)
             evaluated += len(request.candidates) * len(request.batches) / pool.batches
             with part("breeding"):
-                search.tell(fitness)
+                search.tell(request, fitness)
         best, _ = search.best()
         student.commit(best)
         pool.commit(best)

@@ -89,13 +89,16 @@ def driver(population: int, generations: int, weights: int, density: float, seco
         while time.perf_counter() - started < seconds:
             space = SearchSpace(saliency, masks, budget, config.regrow)
             search = DirectedSearch(space, config, 8, np.random.default_rng(evaluated))
-            while (request := search.ask()) is not None:
-                before = time.perf_counter()
-                fitness = pool.evaluate(request.candidates, request.batches, request.screening)
-                spent["dispatched and gathered"] += time.perf_counter() - before
-                search.tell(fitness)
-                evaluated += len(request.candidates)
-                last = request.candidates
+            with pool.dispatch() as dispatch:
+                while not search.over:
+                    before = time.perf_counter()
+                    for request in iter(search.ask, None):
+                        dispatch.submit(request)
+                    request, fitness = dispatch.next()
+                    spent["dispatched and gathered"] += time.perf_counter() - before
+                    search.tell(request, fitness)
+                    evaluated += len(request.candidates)
+            last = request.candidates
             sent = len(cloudpickle.dumps(Parcel(last[:stack]))) / len(last[:stack])
         total = time.perf_counter() - started
     spent["bred"] = total - spent["dispatched and gathered"]

@@ -1,7 +1,7 @@
 """How busy one driver keeps many replicas that sleep for a candidate's time, as GPUs would compute for it.
 
-Generations of `DirectedSearch` with racing on are cut into the pool's tasks, which replicas take from one queue as they
-become idle; what is left out is Ray's own messages, which `bench_scaling.py` measures. A replica is busy for the time
+Generations of `DirectedSearch` with racing on are cut into the pool's tasks, of which two a replica are handed out, and
+which replicas take from one queue as they become idle; what is left out is Ray's own messages, which `bench_scaling.py` measures. A replica is busy for the time
 that it was to sleep: what waking up late costs counts as idle. By two clocks:
 
 - wall: replicas sleep. One thread keeps all their alarms: hundreds of threads that wait for Python's lock would measure
@@ -17,21 +17,25 @@ The last line is one JSON object.
 """
 
 import argparse
-import bisect
 import gc
 import heapq
 import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+import de_ray.evolution.search
 from de_ray.config import EvolutionConfig
 from de_ray.evaluation.chunks import tasks
 from de_ray.evolution.brood import Brood
-from de_ray.evolution.candidate import Candidate
+from de_ray.evolution.candidate import Candidate, blocks
+from de_ray.evolution.request import Request
 from de_ray.evolution.search import DirectedSearch
 from de_ray.evolution.space import Budget, SearchSpace
 from de_ray.evolution.surrogate import DiagonalSurrogate
@@ -40,8 +44,19 @@ BATCHES = 8
 """Calibration batches; the time of a candidate is that of all of them."""
 
 
-class SleepingPool:
-    """Replicas that sleep.
+@dataclass(eq=False)
+class Job:
+    """A request that is under way."""
+
+    request: Request
+    tasks: Iterator[list[int]]
+    fitness: np.ndarray
+    left: int
+    """Candidates that are not answered."""
+
+
+class Replicas(ABC):
+    """The driver's side: hands out tasks as the real pool does, two a replica, those that are not for screening first.
 
     Args:
         replicas: how many.
@@ -50,20 +65,86 @@ class SleepingPool:
     """
 
     def __init__(self, replicas: int, seconds: float, stack: int) -> None:
-        self._seconds, self._stack = seconds, stack
+        self._replicas, self._seconds, self._stack = replicas, seconds, stack
+        self._unread: list[Job] = []
+        self._flying = 0
+        self.slept = 0.0
+
+    @property
+    @abstractmethod
+    def now(self) -> float:
+        """Seconds since some time."""
+
+    @abstractmethod
+    def _hand_out(self, job: Job, indices: list[int], seconds: float) -> None:
+        """Give a task to the replicas, which takes one of them so long."""
+
+    @abstractmethod
+    def _take(self, wait: bool) -> tuple[Job, list[int]] | None:
+        """The next task that has been answered; None if there is none yet and it is not to be waited for."""
+
+    def submit(self, request: Request) -> None:
+        """See `Dispatch.submit`."""
+        count = len(request.candidates)
+        self._unread.append(Job(request, tasks(request.candidates, self._stack), np.empty(count), count))
+        self._unread.sort(key=lambda job: job.request.screening)
+
+    def next(self) -> tuple[Request, np.ndarray]:
+        """See `Dispatch.next`."""
+        while True:
+            handed_out = self._flying < 2 * self._replicas and self._hand_out_one()
+            answered = self._take(wait=not handed_out)
+            if answered is None:
+                continue
+            job, indices = answered
+            self._flying -= 1
+            for k in indices:
+                job.fitness[k] = _fitness(job.request.candidates[k])
+            job.left -= len(indices)
+            if not job.left:
+                return job.request, job.fitness
+
+    def _hand_out_one(self) -> bool:
+        while self._unread:
+            job = self._unread[0]
+            indices = next(job.tasks, None)
+            if indices is not None:
+                seconds = self._seconds * len(job.request.batches) / BATCHES * len(indices)
+                self._hand_out(job, indices, seconds)
+                self._flying += 1
+                self.slept += seconds
+                return True
+            del self._unread[0]
+        return False
+
+
+class SleepingReplicas(Replicas):
+    """Replicas that sleep."""
+
+    def __init__(self, replicas: int, seconds: float, stack: int) -> None:
+        super().__init__(replicas, seconds, stack)
         self._tasks: queue.SimpleQueue = queue.SimpleQueue()
         self._answers: queue.SimpleQueue = queue.SimpleQueue()
-        self.slept = 0.0
-        threading.Thread(target=self._sleep, args=[replicas], daemon=True).start()
+        threading.Thread(target=self._sleep, daemon=True).start()
 
     @property
     def now(self) -> float:
-        """Seconds since some time."""
+        """See `Replicas.now`."""
         return time.perf_counter()
 
-    def _sleep(self, idle: int) -> None:
+    def _hand_out(self, job: Job, indices: list[int], seconds: float) -> None:
+        self._tasks.put((seconds, job, indices))
+
+    def _take(self, wait: bool) -> tuple[Job, list[int]] | None:
+        try:
+            return self._answers.get(block=wait)
+        except queue.Empty:
+            return None
+
+    def _sleep(self) -> None:
         """Start tasks as long as replicas are idle, and answer those whose time has come."""
-        alarms: list[tuple[float, int, list[int]]] = []
+        alarms: list[tuple[float, int, tuple[Job, list[int]]]] = []
+        idle, started = self._replicas, 0
         while True:
             now = time.perf_counter()
             while alarms and alarms[0][0] <= now:
@@ -74,27 +155,15 @@ class SleepingPool:
                 time.sleep(left)
                 continue
             try:
-                indices, seconds = self._tasks.get(timeout=left)
+                seconds, *task = self._tasks.get(timeout=left)
             except queue.Empty:
                 continue
-            heapq.heappush(alarms, (time.perf_counter() + seconds, indices[0], indices))
+            heapq.heappush(alarms, (time.perf_counter() + seconds, started, tuple(task)))
+            started += 1
             idle -= 1
 
-    def evaluate(self, candidates: Sequence[Candidate], batches: Sequence[int]) -> np.ndarray:
-        """Some fitness that differs from candidate to candidate."""
-        fitness, handed_out = np.empty(len(candidates)), 0
-        seconds = self._seconds * len(batches) / BATCHES
-        for indices in tasks(candidates, self._stack):
-            self._tasks.put((indices, seconds * len(indices)))
-            handed_out += 1
-        for _ in range(handed_out):
-            for k in self._answers.get():
-                fitness[k] = _fitness(candidates[k])
-        self.slept += seconds * len(candidates)
-        return fitness
 
-
-class ScheduledPool:
+class ScheduledReplicas(Replicas):
     """Replicas of whom it is computed when they would sleep.
 
     Args:
@@ -105,64 +174,59 @@ class ScheduledPool:
     """
 
     def __init__(self, replicas: int, seconds: float, stack: int, cores: int) -> None:
-        self._replicas, self._seconds, self._stack, self._cores = replicas, seconds, stack, cores
-        self._looked = time.thread_time()
-        self.now = self.slept = 0.0
+        super().__init__(replicas, seconds, stack)
+        self.cores = cores
+        self._time, self._looked = 0.0, time.thread_time()
+        self._idle = [0.0] * replicas
+        self._alarms: list[tuple[float, int, tuple[Job, list[int]]]] = []
+        self._started = 0
 
-    def _look(self) -> float:
-        """Processor time of the driver's Python since the last look."""
-        before, self._looked = self._looked, time.thread_time()
-        return self._looked - before
+    @property
+    def now(self) -> float:
+        """See `Replicas.now`; of the driver's Python."""
+        looked = time.thread_time()
+        self._time, self._looked = self._time + looked - self._looked, looked
+        return self._time
 
-    def evaluate(self, candidates: Sequence[Candidate], batches: Sequence[int]) -> np.ndarray:
-        """See `SleepingPool.evaluate`."""
-        bred: dict[int, float] = {}  # processor seconds of blocks, by their first candidate
-        if isinstance(candidates, Brood):
-            candidates._block = _timed(candidates._block, bred)
-        self.now += self._look()
-        handed_out = [(indices, self._look()) for indices in tasks(candidates, self._stack)]
-        fitness = np.array([_fitness(candidate) for candidate in candidates])
-        answering = self._look() / max(1, len(candidates))
-        self._schedule(handed_out, bred, self._seconds * len(batches) / BATCHES, answering)
-        self._look()
-        return fitness
+    def wait(self, until: float) -> None:
+        """Let the driver's Python wait."""
+        self._time = max(self.now, until)
 
-    def _schedule(self, handed_out: list[tuple[list[int], float]], bred: dict[int, float], seconds: float,
-                  answering: float) -> None:
-        """Advance to when the driver has the last answer.
+    def _hand_out(self, job: Job, indices: list[int], seconds: float) -> None:
+        end = max(self.now, self._idle[0]) + seconds
+        heapq.heapreplace(self._idle, end)
+        heapq.heappush(self._alarms, (end, self._started, (job, indices)))
+        self._started += 1
 
-        Args:
-            handed_out: tasks, and what the driver's Python took for each.
-            bred: see `evaluate`.
-            seconds: of a candidate.
-            answering: seconds of the driver's Python for a candidate's answer.
-        """
-        # Blocks are bred in order, each by the core that is idle first.
-        cores, ready, firsts = [self.now] * (self._cores - 1), [], sorted(bred)
-        for first in firsts:
-            ready.append(cores[0] + bred[first])
-            heapq.heapreplace(cores, ready[-1])
-        idle, ends = [self.now] * self._replicas, []
-        for indices, took in handed_out:
-            if ready:
-                self.now = max(self.now, ready[max(0, bisect.bisect_right(firsts, indices[0]) - 1)])
-            self.now += took
-            self.slept += seconds * len(indices)
-            ends.append((max(self.now, idle[0]) + seconds * len(indices), len(indices)))
-            heapq.heapreplace(idle, ends[-1][0])
-        # All tasks are handed out before the first answer is taken.
-        for end, count in sorted(ends):
-            self.now = max(self.now, end) + answering * count
+    def _take(self, wait: bool) -> tuple[Job, list[int]] | None:
+        if not wait and (not self._alarms or self._alarms[0][0] > self.now):
+            return None
+        end, _, task = heapq.heappop(self._alarms)
+        self.wait(end)
+        return task
 
 
-def _timed(block: Callable, bred: dict[int, float]) -> Callable:
-    """The same, with a note of the processor time that it takes."""
-    def noting(part: range) -> tuple:
-        started = time.thread_time()
-        found = block(part)
-        bred[part.start] = time.thread_time() - started
-        return found
-    return noting
+def timed_brood(pool: ScheduledReplicas) -> type[Brood]:
+    """Broods whose blocks are ready when a driver's other cores, the idle one first, would have bred them."""
+    class TimedBrood(Brood):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self._took: dict[int, float] = {}
+
+        def _block(self, part: range) -> tuple:
+            started = time.thread_time()
+            found = super()._block(part)
+            self._took[part.start] = time.thread_time() - started
+            return found
+
+        def _breed(self) -> Iterator[tuple]:
+            cores = [pool.now] * (pool.cores - 1)
+            for part, found in zip(blocks(len(self)), super()._breed(), strict=True):
+                ready = cores[0] + self._took[part.start]
+                heapq.heapreplace(cores, ready)
+                pool.wait(ready)
+                yield found
+    return TimedBrood
 
 
 def _fitness(candidate: Candidate) -> float:
@@ -171,7 +235,7 @@ def _fitness(candidate: Candidate) -> float:
     return float(zero[len(zero) // 2])
 
 
-def busy(arguments: argparse.Namespace, pool: SleepingPool | ScheduledPool, population: int) -> dict:
+def busy(arguments: argparse.Namespace, pool: Replicas, population: int) -> dict:
     """Share of the replicas' time that they are busy, over a few generations."""
     rng = np.random.default_rng(0)
     sizes = [arguments.weights * 7 // 8, arguments.weights // 8]
@@ -185,9 +249,12 @@ def busy(arguments: argparse.Namespace, pool: SleepingPool | ScheduledPool, popu
         estimate = DiagonalSurrogate([np.arange(size, dtype=np.float32) / size for size in sizes])
     search = DirectedSearch(SearchSpace(saliency, masks, budget, config.regrow), config, BATCHES, rng, estimate)
     started, slept, evaluated, processor = pool.now, pool.slept, 0, time.process_time()
-    while (request := search.ask()) is not None:
-        search.tell(pool.evaluate(request.candidates, request.batches))
-        evaluated += len(request.candidates)
+    while not search.over:
+        for request in iter(search.ask, None):
+            pool.submit(request)
+        request, fitness = pool.next()
+        search.tell(request, fitness)
+        evaluated += len(fitness)
     seconds = pool.now - started
     return {"population": population, "busy": round((pool.slept - slept) / (arguments.replicas * seconds), 4),
             "seconds": round(seconds, 3), "candidates": evaluated, "correlation": search.correlation,
@@ -206,10 +273,12 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument("--cores", type=int, default=2, help="of the driver, by the processor's clock; at least 2")
     arguments = parser.parse_args()
+    size = arguments.replicas, arguments.milliseconds / 1000, arguments.stack
     if arguments.clock == "wall":
-        pool = SleepingPool(arguments.replicas, arguments.milliseconds / 1000, arguments.stack)
+        pool = SleepingReplicas(*size)
     else:
-        pool = ScheduledPool(arguments.replicas, arguments.milliseconds / 1000, arguments.stack, arguments.cores)
+        pool = ScheduledReplicas(*size, arguments.cores)
+        de_ray.evolution.search.Brood = timed_brood(pool)
     busy(arguments, pool, 512)  # compiles
     gc.freeze()  # as evolve() does
     found = [busy(arguments, pool, population) for population in arguments.populations]

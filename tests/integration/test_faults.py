@@ -32,6 +32,7 @@ from de_ray.evaluation.pool import SerialPool
 from de_ray.evaluation.ray_pool import EvaluationError, RayClient, RayPool
 from de_ray.evaluation.replica import Replica, ReplicaSetup
 from de_ray.evolution.candidate import ZeroingSet
+from de_ray.evolution.request import Request
 from de_ray.pipeline import run
 from de_ray.problem.build import build_problem
 from de_ray.problem.custom import problem_from_model
@@ -512,6 +513,30 @@ def test_an_actor_that_answers_nan_is_replaced_and_all_its_answers_with_it(share
     case.fault("answer NaN")
     case.check(pool)
     assert len(set(fill(pool, 2)) & set(before)) == 1
+
+
+@pytest.mark.parametrize("fault", [None, "die", "answer NaN"])
+def test_requests_that_are_under_way_together_are_answered_as_each_alone(shared, fault):
+    case, pool = shared
+    before = fill(pool, 2)
+    requests = [Request(case.candidates[:24], range(pool.batches), screening=True),
+                Request(case.candidates[24:], range(pool.batches), screening=True), Request([], [0]),
+                Request(case.candidates[::3], range(pool.batches))]
+    if fault:
+        case.fault(fault)
+    with pool.dispatch() as dispatch:
+        for request in requests:
+            dispatch.submit(request)
+        answers = dict(dispatch.next() for _ in requests)
+        with pytest.raises(ValueError, match="has been answered"):
+            dispatch.next()
+    # What is only screened waits for the rest.
+    assert list(answers) == [requests[k] for k in (2, 3, 0, 1)] or fault
+    for request, answer in answers.items():
+        expected = case.serial.evaluate(request.candidates, request.batches, request.screening)
+        np.testing.assert_array_equal(answer, expected)
+    assert not list(case.folder.iterdir())
+    assert len(set(fill(pool, 2)) & set(before)) == (1 if fault else 2)
 
 
 def test_a_candidate_that_is_nan_on_two_actors_is_nan_and_nobodys_fault(shared):

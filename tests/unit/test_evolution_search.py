@@ -34,7 +34,7 @@ def drive(search, evaluate):
     requests = []
     while (request := search.ask()) is not None:
         requests.append(request)
-        search.tell(evaluate(request.candidates, request.batches))
+        search.tell(request, evaluate(request.candidates, request.batches))
     return requests
 
 
@@ -111,6 +111,57 @@ def test_racing_screens_on_fresh_batches_and_reports_what_it_saved():
     assert all(r.screening == (len(r.batches) == 2) for r in requests)
 
 
+def race_in_heats(rng, costs, choose):
+    """A search over generations of three heats, of whose open requests `choose` says which one is answered next."""
+    space, _ = make_space(rng, dead=10)
+    search = DirectedSearch(space, EvolutionConfig(population=3 * HEAT, generations=2, screen=0.25), 8, rng)
+    history, out = [], []
+    while not search.over:
+        out.extend(iter(search.ask, None))
+        request = out.pop(choose(out))
+        history.append(request)
+        search.tell(request, additive(costs)(request.candidates, request.batches))
+    assert not out
+    return search, history
+
+
+@pytest.fixture
+def short_heats(monkeypatch):
+    monkeypatch.setattr("de_ray.evolution.search.HEAT", HEAT)
+
+
+HEAT = 8
+
+
+def test_what_a_search_finds_does_not_depend_on_the_order_of_its_answers(short_heats):
+    costs = [np.random.default_rng(13).random(n) for n in SIZES]
+    orders = [lambda out: 0, lambda out: -1, lambda out: len(out) // 2]
+    searches = [race_in_heats(np.random.default_rng(14), costs, choose)[0] for choose in orders]
+    (expected, fitness), *others = [search.best() for search in searches]
+    assert len({search.saved_evaluations for search in searches}) == 1
+    for found, same in others:
+        assert same == fitness
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one.zero, other.zero)
+
+
+def test_finalists_of_a_heat_are_its_better_half_and_wait_for_no_other_heat(short_heats):
+    costs = [np.random.default_rng(15).random(n) for n in SIZES]
+    search, history = race_in_heats(np.random.default_rng(16), costs, lambda out: -1)
+    screens = [request for request in history if request.screening]
+    finals = [request for request in history if not request.screening][:-1]
+    assert [request.screening for request in history[:6]] == [True, False] * 3
+    assert len(screens) == len(finals) == 5 and {len(request.candidates) for request in screens[:3]} == {HEAT}
+    plain = 2  # of the first heat; they go through whatever screening says
+    for screen, final in zip(screens, finals, strict=True):
+        spared = plain if screen is screens[2] else 0
+        fitness = additive(costs)(screen.candidates[spared:], [])
+        better = additive(costs)(final.candidates[spared:], [])
+        np.testing.assert_array_equal(np.sort(better), np.sort(fitness)[:(len(fitness) + 1) // 2])
+    assert search.saved_evaluations == sum(len(s.candidates) - len(f.candidates)
+                                           for s, f in zip(screens, finals, strict=True))
+
+
 def test_a_candidate_of_nan_fitness_is_out():
     rng = np.random.default_rng(6)
     space, _ = make_space(rng)
@@ -160,7 +211,7 @@ def test_children_do_not_depend_on_how_their_generation_is_read(read):
         while (request := search.ask()) is not None:
             if len(request.candidates) > 600:
                 read(request.candidates)
-            search.tell(additive(costs)(request.candidates, request.batches))
+            search.tell(request, additive(costs)(request.candidates, request.batches))
         return search.best()
     (found, fitness), (expected, same) = run(read), run(len)
     assert fitness == same
@@ -173,7 +224,8 @@ def test_the_first_candidates_of_a_generation_can_be_read_before_the_last_ones_a
     rng = np.random.default_rng(12)
     space, _ = make_space(rng)
     search = DirectedSearch(space, EvolutionConfig(population=1000), 4, rng)
-    brood, go_on = search.ask().candidates, threading.Event()
+    candidates, go_on = search.ask().candidates, threading.Event()
+    brood = candidates._brood
     write = brood._write
 
     def slowly(begin, end, genomes):
@@ -181,9 +233,9 @@ def test_the_first_candidates_of_a_generation_can_be_read_before_the_last_ones_a
         write(begin, end, genomes)
 
     brood._write = slowly
-    assert len(brood) == 1000 and net(brood[0]) == TOTAL
+    assert len(candidates) == 1000 and net(candidates[0]) == TOTAL
     go_on.set()
-    assert net(brood[-1]) == TOTAL
+    assert net(candidates[-1]) == TOTAL
 
 
 def test_more_zeros_than_survivors_is_an_error_that_names_both():

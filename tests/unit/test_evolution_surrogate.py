@@ -28,7 +28,7 @@ def run(estimate, oversample=4, seed=0):
     evaluated = 0
     while (request := search.ask()) is not None:
         evaluated += len(request.candidates)
-        search.tell(cost(request.candidates))
+        search.tell(request, cost(request.candidates))
     return search.best()[1], asked, evaluated, search.correlation
 
 
