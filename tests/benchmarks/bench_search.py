@@ -63,14 +63,18 @@ def compare(arguments: argparse.Namespace, seed: int) -> dict[str, dict]:
                         *arguments.override])
 
     problem = build_problem(configured("directed").problem, seed)
-    found = {"directed": prune(problem, configured("directed"))}
+    found: dict[str, dict] = {}
+
+    def note(name: str, config: Config) -> None:
+        found[name] = prune(problem, config)
+        print(f"seed {seed} {name}: {json.dumps(found[name])}", flush=True)
+
+    note("directed", configured("directed"))
     for method in arguments.methods:
-        found[method] = prune(problem, configured(method))
+        note(method, configured(method))
         factor = found["directed"]["seconds"] / found[method]["seconds"]
         if factor > 1:
-            found[f"{method}, equal wall-clock"] = prune(problem, stretched(configured(method), factor))
-    for name, row in found.items():
-        print(f"seed {seed} {name}: {json.dumps(row)}", flush=True)
+            note(f"{method}, equal wall-clock", stretched(configured(method), factor))
     return found
 
 
