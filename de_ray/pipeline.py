@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from de_ray import codec
 from de_ray.config import WORKER_GPUS, Config, PoolConfig
-from de_ray.device import resolve_device, threads
+from de_ray.device import moved, resolve_device, threads
 from de_ray.evaluation.build import build_pool
+from de_ray.evaluation.capture import PROBE
 from de_ray.evolve import OnRecord, evolve
 from de_ray.files import write_atomically
 from de_ray.problem.base import Problem
@@ -24,6 +25,7 @@ from de_ray.quantize import Quantized, quantize
 from de_ray.rate import size_limit
 from de_ray.report import BYTES_A_PARAMETER, versions
 from de_ray.student import Student
+from de_ray.units import Units, find_units, tidy
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,21 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     device = resolve_device(config.device)
     problem.teacher.to(device)
     with threads(config.threads):
-        student = _student(problem, config, device)
+        units = find_units(problem.teacher, moved(problem.calibration[:PROBE], device))
+        student = _student(problem, config, device, units)
         with build_pool(problem, _pool_config(config, device.type), student, str(device)) as pool:
             if config.start is not None:
                 pool.load(student)
             with clock.stage("evolve"):
-                history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record, limit)
+                history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record, limit,
+                                 units)
+            tidy(student, units)
+            pool.load(student)
             clock.seconds["evolve"] = history[-1]["seconds"]  # earlier sittings included
             pruned = measure(problem, student.module)
             weights = [weight.cpu().numpy().copy() for weight in student.weights]
             with clock.stage("quantize"):
-                quantized = quantize(problem, config, student, pool, folder, limit)
+                quantized = quantize(problem, config, student, pool, folder, limit, units.unread_values(student))
             evaluated = {"evaluations": pool.evaluations, "evaluator_peak_mb": pool.peak_mb(),
                          "saved_evaluations": sum(record["saved_evaluations"] for record in history)}
         with clock.stage("encode"):
@@ -96,11 +102,14 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     return Result(data, report, student.module, decoded.cpu(), _survivors(problem, weights, quantized))
 
 
-def _student(problem: Problem, config: Config, device: torch.device) -> Student:
+def _student(problem: Problem, config: Config, device: torch.device, units: Units) -> Student:
     student = Student(problem.teacher, problem.layers, device)
     if config.start is not None:
         try:
-            student.start_from(codec.decode(config.start))
+            state = codec.decode(config.start)
+            student.check(state)
+            units.restore(state, problem.teacher.state_dict())
+            student.start_from(state)
         except (OSError, ValueError) as error:
             raise ValueError(f"start={config.start!r}: {error}; expected a compressed file of this teacher") from error
     return student

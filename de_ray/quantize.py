@@ -75,7 +75,7 @@ class Plan:
 
 
 def quantize(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
-             limit: int | None = None) -> Quantized:
+             limit: int | None = None, unread: int = 0) -> Quantized:
     """Quantize a student in place.
 
     Args:
@@ -85,6 +85,7 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         pool: replicas of the student.
         folder: of the run, where Tune keeps its results; None: a temporary one.
         limit: bytes that the file may have; None: what `quantization.tolerance` makes of it.
+        unread: see `rate.overhead`.
     """
     given = saliency_inputs(problem, config, student, -1)
     with torch.enable_grad():
@@ -108,7 +109,7 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         size = len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared))
         return size, (found, student.values())
 
-    size, (found, values) = within(limit, limit - overhead(problem), replan, make)
+    size, (found, values) = within(limit, limit - overhead(problem, unread), replan, make)
     student.set_values(values)
     if size > limit:
         log.warning("the file has %d bytes, more than the %d that were asked for; take more evolution.cycles, which "

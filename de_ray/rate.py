@@ -12,6 +12,7 @@ from de_ray.problem.base import Problem
 from de_ray.quantization.sensitivity import choices_at
 from de_ray.report import BYTES_A_PARAMETER
 from de_ray.student import Student
+from de_ray.units import NO_UNITS, Units, renumbered, restored
 
 NOMINAL_BITS = 3
 """Width at which layers are priced where a sweep will choose the widths."""
@@ -40,10 +41,15 @@ def size_limit(problem: Problem, config: Config) -> int | None:
     return limit
 
 
-def overhead(problem: Problem) -> int:
-    """About the bytes of a file without its layers' symbols."""
+def overhead(problem: Problem, unread: int = 0) -> int:
+    """About the bytes of a file without its layers' symbols.
+
+    Args:
+        problem: what is compressed.
+        unread: parameters that are never zeroed, but for now, since they make units that nobody reads.
+    """
     layers = {layer.parameter for layer in problem.layers}
-    others = sum(p.numel() for name, p in problem.teacher.named_parameters() if name not in layers)
+    others = sum(p.numel() for name, p in problem.teacher.named_parameters() if name not in layers) - unread
     return CONTAINER_BYTES + LAYER_BYTES * len(layers) + round(OTHER_BYTES * others)
 
 
@@ -53,15 +59,20 @@ def nominal(config: QuantizationConfig) -> QuantizationConfig:
         config, bits=min(max(NOMINAL_BITS, config.min_bits), config.max_bits))
 
 
-def measure_rate(student: Student, config: QuantizationConfig, priced: bool = True) -> RateModel:
-    """Quantize and code each layer as it is, and split its bits into those for places and those for levels.
+def measure_rate(student: Student, config: QuantizationConfig, units: Units = NO_UNITS,
+                 priced: bool = True) -> RateModel:
+    """Quantize and code each layer as it is, its units in order, and split its bits into those for places and levels.
 
     Args:
         student: as it is.
         config: of quantization.
+        units: of the network.
         priced: whether `RateModel.prices` are needed, which take another pass of the coder.
     """
-    weights = [weight.detach().cpu().numpy() for weight in student.weights]
+    order = units.order(student.module.state_dict())
+    orders = [order.get(layer.parameter, []) for layer in student.layers]
+    weights = [renumbered(weight.detach().cpu().numpy(), axes)
+               for weight, axes in zip(student.weights, orders, strict=True)]
     choices, sizes = choices_at(weights, [layer.name for layer in student.layers], nominal(config))
     symbols = [row[0].symbols(weight) for row, weight in zip(choices, weights, strict=True)]
     survivors = np.array([int(mask.sum()) for mask in student.masks], np.int64)
@@ -70,7 +81,8 @@ def measure_rate(student: Student, config: QuantizationConfig, priced: bool = Tr
     places = weighed * binary_entropy(survivors / weighed)
     # A dense layer says nothing of what places cost: as much as they would without contexts.
     gains = np.divide(np.maximum(8 * sizes[:, 0] - levels, 0), places, out=np.ones(len(weights)), where=places > 1)
-    prices = tuple(_prices(of, bits) for of, bits in zip(symbols, levels, strict=True)) if priced else ()
+    prices = tuple(restored(_prices(of, bits), axes).reshape(-1)
+                   for of, bits, axes in zip(symbols, levels, orders, strict=True)) if priced else ()
     return RateModel(weighed, survivors, gains, levels / np.maximum(survivors, 1), prices)
 
 
@@ -88,7 +100,7 @@ def aimed_sparsity(rate: RateModel, limit: float, free: np.ndarray) -> float:
 
 def _prices(symbols: np.ndarray, level_bits: float) -> np.ndarray:
     """See `RateModel.prices`; placement has made zeros of some survivors, which are priced as if it had not."""
-    p = codec.significance(symbols).reshape(-1)
+    p = codec.significance(symbols)
     return np.log2(1 - p) - np.log2(p) + np.float32(level_bits / max(1, np.count_nonzero(symbols)))
 
 

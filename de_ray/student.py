@@ -55,15 +55,8 @@ class Student:
                     found[name] = first[place]
         return found
 
-    def start_from(self, state: dict[str, Tensor]) -> None:
-        """Take over an earlier student of the same network; what is zero in it has been zeroed.
-
-        Args:
-            state: a state dict of the module; its weights may be quantized.
-
-        Raises:
-            ValueError: it is of another network, or holds NaN.
-        """
+    def check(self, state: dict[str, Tensor]) -> None:
+        """Raise `ValueError` for a state dict of another network, or one that holds NaN."""
         own = self.module.state_dict()
         if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
             odd = sorted(name for name in {*own, *state}
@@ -71,6 +64,17 @@ class Student:
             raise ValueError(f"not a student of this network: {', '.join(odd[:4])} differ in name or shape")
         if not all(value.isfinite().all() for value in state.values() if value.is_floating_point()):
             raise ValueError("a student with NaN or infinite values")
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Take over an earlier student of the same network; what is zero in it has been zeroed.
+
+        Args:
+            state: a state dict of the module, its units numbered as the teacher's; its weights may be quantized.
+
+        Raises:
+            ValueError: see `check`.
+        """
+        self.check(state)
         for weight, mask, dormant, layer in zip(self.weights, self.masks, self.dormant, self.layers, strict=True):
             mask.copy_(state[layer.parameter] != 0)
             dormant.copy_(torch.where(mask, 0.0, weight))

@@ -47,9 +47,9 @@ def capture(module: nn.Module, inputs: Tensor) -> Program:
         raise
     except Exception as error:  # noqa: BLE001 - export runs the user's code on proxies: anything may come out of it
         raise CaptureError(f"torch.export cannot follow it: {str(error).strip().splitlines()[0]}") from error
-    _require_close(whole, reference, "its captured graph computes something else than the module")
+    require_close(whole, reference, "its captured graph computes something else than the module")
     apart = [torch.cat(pair) for pair in zip(*map(flatten, parts), strict=True)]
-    _require_close(whole, apart, "its samples influence each other")
+    require_close(whole, apart, "its samples influence each other")
     return program
 
 
@@ -93,7 +93,8 @@ def _rebuild(spec: pytree.TreeSpec) -> Callable[[list], Output]:
     return lambda values: pytree.tree_unflatten(values, spec)
 
 
-def _require_close(found: Output, expected: Output, otherwise: str) -> None:
+def require_close(found: Output, expected: Output, otherwise: str) -> None:
+    """Raise `CaptureError(otherwise)` where outputs differ by more than rounding may make of them."""
     for a, b in zip(flatten(found), flatten(expected), strict=True):
         largest = float(b.detach().abs().max()) if b.numel() else 0.0
         if a.shape != b.shape or not torch.allclose(a, b, rtol=RTOL, atol=RTOL * largest, equal_nan=True):
