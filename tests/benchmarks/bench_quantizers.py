@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_quantizers.py --prepare student.npz
     nncodec/bin/python tests/benchmarks/nncodec_peer.py --state student.npz --out nncodec.npz
-    python tests/benchmarks/bench_quantizers.py --student student.npz --nncodec nncodec.npz
+    nncodec/bin/python tests/benchmarks/nncodec_peer.py --state student-ordered.npz --out nncodec-ordered.npz
+    python tests/benchmarks/bench_quantizers.py --student student-ordered.npz --nncodec nncodec.npz nncodec-ordered.npz
 
-One pruned student is quantized at several rates by every method. `ecsq` places entropy-constrained levels weighted by
+`--prepare` writes the student with its units as they are numbered, and in the order that files have them in. One pruned student is quantized at several rates by every method. `ecsq` places entropy-constrained levels weighted by
 the divergence's curvature; `kmeans` places exact one-dimensional k-means levels, all weights alike; both files are
 written by the same coder, with the same biases, once with the levels as placed and once after equal distillation of
 them (`refitted`). NNCodec's are its own quantizer's and coder's. Of each method's points those count that no other of
@@ -24,6 +25,7 @@ from de_ray import codec
 from de_ray.config import Config, QuantizationConfig
 from de_ray.device import threads
 from de_ray.evaluation.build import build_pool
+from de_ray.evaluation.capture import PROBE
 from de_ray.evolution.curvature import fisher_diagonal
 from de_ray.evolve import evolve, saliency_inputs
 from de_ray.problem.base import Problem
@@ -36,6 +38,7 @@ from de_ray.refit.objective import Objective
 from de_ray.schema import compose
 from de_ray.seeds import torch_generator
 from de_ray.student import Student
+from de_ray.units import find_units, tidy
 
 Point = tuple[int, float]
 """Bytes, held-out divergence."""
@@ -58,6 +61,11 @@ def prune(problem: Problem, config: Config) -> Student:
     with build_pool(problem, config.pool, student) as pool:
         evolve(problem, config, student, pool, None, {}, lambda record, total: None)
     return student
+
+
+def write(path: Path, student: Student) -> None:
+    """Write a student for `restored`, and for NNCodec."""
+    np.savez(path, **{name: v.numpy() for name, v in student.module.state_dict().items()})
 
 
 def restored(problem: Problem, path: Path) -> Student:
@@ -142,21 +150,23 @@ def main() -> None:
     parser.add_argument("--refit-steps", type=int, default=1000)
     parser.add_argument("--prepare", type=Path, help="prune, and write the student here")
     parser.add_argument("--student", type=Path)
-    parser.add_argument("--nncodec", type=Path, help="what nncodec_peer.py wrote")
+    parser.add_argument("--nncodec", type=Path, nargs="*", default=[], help="what nncodec_peer.py wrote")
     arguments = parser.parse_args()
     config = configured(arguments)
     problem = build_problem(config.problem, 0)
     with threads(1):
         if arguments.prepare:
             student = prune(problem, config)
-            np.savez(arguments.prepare, **{name: v.numpy() for name, v in student.module.state_dict().items()})
+            write(arguments.prepare, student)
+            tidy(student, find_units(problem.teacher, problem.calibration[:PROBE]))
+            write(arguments.prepare.with_stem(f"{arguments.prepare.stem}-ordered"), student)
             return
         student = restored(problem, arguments.student)
         base = mean_divergence(problem, student.module, problem.held_out)
         found = {"ecsq": points(problem, config, student, "ecsq", 0),
                  "kmeans": points(problem, config, student, "kmeans", 0)}
-        if arguments.nncodec:
-            found["nncodec"] = peer_points(problem, student, arguments.nncodec)
+        for path in arguments.nncodec:
+            found[path.stem] = peer_points(problem, student, path)
         if arguments.refit_steps:
             for placement in ("ecsq", "kmeans"):
                 found[f"{placement}, refitted"] = points(problem, config, student, placement, arguments.refit_steps)
