@@ -1,8 +1,8 @@
 """Hidden units in an order that is cheap to code, and without those that nobody reads.
 
-Which number a hidden unit has means nothing to a network, but costs bits: the coder has to be told, row by row and column
-by column, which units have many survivors, few or none. In the order of their survivors each unit resembles the one
-before. A unit that nobody reads any more needs no weights and no bias either.
+Which number a hidden unit has means nothing to a network, but costs bits: the coder has to be told, row by row and
+column by column, which units have many survivors, few or none. In the order of their survivors each unit resembles the
+one before. A unit that nobody reads any more needs no weights and no bias either.
 """
 
 import copy
@@ -37,8 +37,9 @@ class Units:
         Args:
             state: parameters by state-dict key; what is zeroed is 0.
         """
-        return self._renumbering(state, {group: np.lexsort([-_survivors(state, group, reads) for reads in (True, False)])
-                                         for group in self.groups})
+        def sorted_units(group: Group) -> np.ndarray:
+            return np.lexsort([-_survivors(state, group, reads) for reads in (True, False)])  # the last key counts most
+        return self._renumbering(state, {group: sorted_units(group) for group in self.groups})
 
     def shuffled(self, state: Mapping[str, Tensor], rng: np.random.Generator) -> Renumbering:
         """Units in random order."""

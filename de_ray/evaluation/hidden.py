@@ -1,7 +1,7 @@
 """Hidden units of a captured network: which axes of which parameters number the same ones.
 
-Units that nobody outside sees may be renumbered: the rows of the layer that makes them, their biases, and the columns of
-the layers that read them, all alike, and the network computes what it did. Channels are followed from the layer that
+Units that nobody outside sees may be renumbered: the rows of the layer that makes them, their biases, and the columns
+of the layers that read them, all alike, and the network computes what it did. Channels are followed from the layer that
 makes them through operations that treat each by itself, sums that tie two layers' channels together, concatenations and
 flattening. Where an operation is not known to be such a one, or an output shows the channels, their numbers stay.
 """

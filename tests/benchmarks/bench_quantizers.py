@@ -5,10 +5,11 @@
     nncodec/bin/python tests/benchmarks/nncodec_peer.py --state student-ordered.npz --out nncodec-ordered.npz
     python tests/benchmarks/bench_quantizers.py --student student-ordered.npz --nncodec nncodec.npz nncodec-ordered.npz
 
-`--prepare` writes the student with its units as they are numbered, and in the order that files have them in. One pruned student is quantized at several rates by every method. `ecsq` places entropy-constrained levels weighted by
-the divergence's curvature; `kmeans` places exact one-dimensional k-means levels, all weights alike; both files are
-written by the same coder, with the same biases, once with the levels as placed and once after equal distillation of
-them (`refitted`). NNCodec's are its own quantizer's and coder's. Of each method's points those count that no other of
+`--prepare` writes the student with its units as they are numbered, and in the order that files have them in. One
+pruned student is quantized at several rates by every method. `ecsq` places entropy-constrained levels weighted by the
+divergence's curvature; `kmeans` places exact one-dimensional k-means levels, all weights alike; both files are written
+by the same coder, with the same biases, once with the levels as placed and once after equal distillation of them
+(`refitted`). NNCodec's are its own quantizer's and coder's. Of each method's points those count that no other of
 it beats in both; between them bytes are interpolated, logarithm over logarithm. The last line is one JSON object: for
 each divergence, in multiples of the pruned student's, bytes by method.
 """

@@ -1,8 +1,8 @@
 """How busy one driver keeps many replicas that sleep for a candidate's time, as GPUs would compute for it.
 
 Generations of `DirectedSearch` with racing on are cut into the pool's tasks, of which two a replica are handed out, and
-which replicas take from one queue as they become idle; what is left out is Ray's own messages, which `bench_scaling.py` measures. A replica is busy for the time
-that it was to sleep: what waking up late costs counts as idle. By two clocks:
+which replicas take from one queue as they become idle; what is left out is Ray's own messages, which `bench_scaling.py`
+measures. A replica is busy for the time that it was to sleep: what waking up late costs counts as idle. By two clocks:
 
 - wall: replicas sleep. One thread keeps all their alarms: hundreds of threads that wait for Python's lock would measure
   that lock.
