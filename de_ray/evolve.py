@@ -94,7 +94,8 @@ def _older_objects_spared() -> Iterator[None]:
 
 @_older_objects_spared()
 def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
-           fingerprint: dict, on_record: OnRecord, limit: int | None = None, units: Units = NO_UNITS) -> list[dict]:
+           fingerprint: dict, on_record: OnRecord, limit: int | None = None, 
+           units: Callable[[], Units] = lambda: NO_UNITS) -> list[dict]:
     """Evolve a student in place to its sparsity.
 
     Args:
@@ -106,7 +107,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
         fingerprint: what must be equal for a checkpoint to be continued.
         on_record: told of each record.
         limit: bytes that the file may have, which decide the sparsity; None: `evolution.sparsity` does.
-        units: the network's hidden units, which the file is to have in order.
+        units: tells the network's hidden units, which the file is to have in order; called where bytes matter.
 
     Returns:
         The history: records as dicts.
@@ -130,9 +131,9 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
             state.progress = next_progress(evolution, step, state.progress, state.rises)
             rate = None
             if limit is not None or evolution.rate_weight:
-                rate = measure_rate(student, config.quantization, units, priced=evolution.rate_weight > 0)
+                rate = measure_rate(student, config.quantization, units(), priced=evolution.rate_weight > 0)
             if limit is not None:
-                room = limit - overhead(problem, units.unread_values(student))
+                room = limit - overhead(problem, units().unread_values(student))
                 sparsity = aimed_sparsity(rate, room, targets.follows_sparsity)
                 targets = Targets(replace(evolution, sparsity=sparsity), problem.layers)
             budget = targets.budget(state.progress, [int(mask.sum()) for mask in student.masks])

@@ -5,6 +5,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -69,21 +70,26 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     device = resolve_device(config.device)
     problem.teacher.to(device)
     with threads(config.threads):
-        units = find_units(problem.teacher, moved(problem.calibration[:PROBE], device))
-        student = _student(problem, config, device, units)
+        student = Student(problem.teacher, problem.layers, device)
+        earlier = None if config.start is None else _earlier(student, config.start)
         with build_pool(problem, _pool_config(config, device.type), student, str(device)) as pool:
-            if config.start is not None:
+            # Not before it is needed: until then actors start while the driver works.
+            units = cache(lambda: find_units(problem.teacher, moved(problem.calibration[:PROBE], device),
+                                             pool.hidden()))
+            if earlier is not None:
+                units().restore(earlier, problem.teacher.state_dict())
+                student.start_from(earlier)
                 pool.load(student)
             with clock.stage("evolve"):
                 history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record, limit,
                                  units)
-            tidy(student, units)
+            tidy(student, units())
             pool.load(student)
             clock.seconds["evolve"] = history[-1]["seconds"]  # earlier sittings included
             pruned = measure(problem, student.module)
             weights = [weight.cpu().numpy().copy() for weight in student.weights]
             with clock.stage("quantize"):
-                quantized = quantize(problem, config, student, pool, folder, limit, units.unread_values(student))
+                quantized = quantize(problem, config, student, pool, folder, limit, units().unread_values(student))
             evaluated = {"evaluations": pool.evaluations, "evaluator_peak_mb": pool.peak_mb(),
                          "saved_evaluations": sum(record["saved_evaluations"] for record in history)}
         with clock.stage("encode"):
@@ -102,17 +108,14 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     return Result(data, report, student.module, decoded.cpu(), _survivors(problem, weights, quantized))
 
 
-def _student(problem: Problem, config: Config, device: torch.device, units: Units) -> Student:
-    student = Student(problem.teacher, problem.layers, device)
-    if config.start is not None:
-        try:
-            state = codec.decode(config.start)
-            student.check(state)
-            units.restore(state, problem.teacher.state_dict())
-            student.start_from(state)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"start={config.start!r}: {error}; expected a compressed file of this teacher") from error
-    return student
+def _earlier(student: Student, path: str) -> dict[str, Tensor]:
+    """The state dict of the file that a run starts from."""
+    try:
+        state = codec.decode(path)
+        student.check(state)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"start={path!r}: {error}; expected a compressed file of this teacher") from error
+    return state
 
 
 def _pool_config(config: Config, device: str) -> PoolConfig:

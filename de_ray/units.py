@@ -7,7 +7,7 @@ one before. A unit that nobody reads any more needs no weights and no bias eithe
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from de_ray.evaluation.capture import CaptureError, capture, require_close
-from de_ray.evaluation.hidden import Group, hidden_groups
+from de_ray.evaluation.capture import CaptureError, require_close
+from de_ray.evaluation.hidden import Group
 from de_ray.student import Student
 
 log = logging.getLogger(__name__)
@@ -99,24 +99,20 @@ class Units:
 NO_UNITS = Units(())
 
 
-def find_units(module: nn.Module, inputs: Tensor) -> Units:
-    """The hidden units of a network.
-
-    A network that cannot be captured, or does not compute what it did once its units are renumbered, has none.
+def find_units(module: nn.Module, inputs: Tensor, groups: Sequence[Group]) -> Units:
+    """The hidden units of a network, none where it does not compute what it did once they are renumbered.
 
     Args:
         module: in eval mode.
         inputs: [N, ...] a batch that it accepts.
+        groups: of its units, as its graph tells.
     """
-    module = copy.deepcopy(module).requires_grad_(False)
+    units, shuffled = Units(tuple(groups)), copy.deepcopy(module).requires_grad_(False)
+    state = shuffled.state_dict()
+    renumber(state, units.shuffled(state, np.random.default_rng(0)))
     try:
         with torch.inference_mode():
-            program = capture(module, inputs)
-            state = module.state_dict(keep_vars=True)
-            units = Units(tuple(hidden_groups(program, state)))
-            before = program.outputs(inputs)
-            renumber(state, units.shuffled(state, np.random.default_rng(0)))
-            require_close(program.outputs(inputs), before, "with its units renumbered it computes something else")
+            require_close(shuffled(inputs), module(inputs), "with its units renumbered it computes something else")
     except CaptureError as error:
         log.warning("%s keeps the numbers of its hidden units: %s", type(module).__name__, error)
         return NO_UNITS

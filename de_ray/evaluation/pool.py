@@ -9,6 +9,7 @@ import numpy as np
 
 from de_ray.evaluation.chunks import tasks
 from de_ray.evaluation.edits import Edit
+from de_ray.evaluation.hidden import Group
 from de_ray.evaluation.replica import Replica, ReplicaSetup
 from de_ray.evolution.candidate import Candidate
 from de_ray.evolution.request import Dispatch, Request
@@ -56,6 +57,10 @@ class Pool(Evaluator, Protocol):
 
     def load(self, student: Student) -> None:
         """Send a whole student."""
+        ...
+
+    def hidden(self) -> list[Group]:
+        """See `Replica.hidden`."""
         ...
 
     def client(self) -> Evaluator:
@@ -111,6 +116,10 @@ class SerialPool:
     def load(self, student: Student) -> None:
         """See `Pool.load`."""
         self._replica.load_state(student.state())
+
+    def hidden(self) -> list[Group]:
+        """See `Pool.hidden`."""
+        return self._replica.hidden()
 
     def client(self) -> Evaluator:
         """This pool itself: its replica lives in this process."""

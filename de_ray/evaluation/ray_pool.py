@@ -12,6 +12,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryErro
 from de_ray.cluster.join import ensure_ray
 from de_ray.config import PoolConfig
 from de_ray.evaluation.edits import Edit
+from de_ray.evaluation.hidden import Group
 from de_ray.evaluation.members import DEATHS_ALLOWED, RESUME, EvaluationError, Member
 from de_ray.evaluation.replica import Replica, ReplicaSetup
 from de_ray.evaluation.scatter import Scatter
@@ -213,6 +214,20 @@ class RayPool:
     def load(self, student: Student) -> None:
         """See `Pool.load`."""
         self._broadcast("load_state", student.state())
+
+    def hidden(self) -> list[Group]:
+        """See `Pool.hidden`; of the first actor that answers.
+
+        Raises:
+            EvaluationError: none does.
+        """
+        for _ in range(DEATHS_ALLOWED + 1):
+            with self.dispatch() as scatter:
+                scatter.muster(0.0)
+            for actor in self.actors:
+                with contextlib.suppress(RayError):  # it died, which the next look at the pool deals with
+                    return ray.get(actor.hidden.remote(), timeout=self.task_seconds)
+        raise EvaluationError(f"no replica tells the network's hidden units; {RESUME}")
 
     def client(self) -> RayClient:
         """A light object that travels to other processes.

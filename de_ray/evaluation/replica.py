@@ -16,6 +16,7 @@ from de_ray.evaluation.chunks import by_layers
 from de_ray.evaluation.edits import Edit
 from de_ray.evaluation.engine import Engine
 from de_ray.evaluation.full import FullForwards
+from de_ray.evaluation.hidden import Group, hidden_groups
 from de_ray.evolution.candidate import Candidate
 from de_ray.problem.base import Divergence, Layer, Problem
 from de_ray.problem.divergence import TensorDivergence
@@ -56,6 +57,7 @@ class Replica:
         warn_of_precision("pool.screen_precision", setup.screen_precision, self.device)
         self.student = Student(setup.teacher, setup.layers, self.device)
         self.batches = [moved(batch, self.device) for batch in setup.batches]
+        self._hidden: list[Group] = []
         with threads(self.threads), torch.inference_mode():
             self._runner = self._build_runner(setup.cache_mb)
             # The student is still the teacher here, so that no second network is needed.
@@ -70,7 +72,12 @@ class Replica:
             log.warning("%s is evaluated by full forward passes, which is slower: %s",
                         type(self.student.module).__name__, error)
             return FullForwards(self.student, self.batches)
+        self._hidden = hidden_groups(program, self.student.module.state_dict(keep_vars=True))
         return Engine(program, self.student, self.batches, cache_mb)
+
+    def hidden(self) -> list[Group]:
+        """The network's hidden units; none where it cannot be run in parts."""
+        return self._hidden
 
     def _unchanged(self, batch: int) -> object:
         ((_, output),) = self._runner.outputs([self._runner.changes(())], batch, "float32")

@@ -159,7 +159,8 @@ def main() -> None:
         if arguments.prepare:
             student = prune(problem, config)
             write(arguments.prepare, student)
-            tidy(student, find_units(problem.teacher, problem.calibration[:PROBE]))
+            with build_pool(problem, config.pool, student) as pool:
+                tidy(student, find_units(problem.teacher, problem.calibration[:PROBE], pool.hidden()))
             write(arguments.prepare.with_stem(f"{arguments.prepare.stem}-ordered"), student)
             return
         student = restored(problem, arguments.student)

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from de_ray.codec import container
+from de_ray.config import PoolConfig
+from de_ray.evaluation.build import build_pool
 from de_ray.evaluation.capture import PROBE
 from de_ray.problem.build import build_problem
 from de_ray.schema import compose
@@ -54,7 +56,8 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     arguments = parser.parse_args()
     problem = build_problem(compose([f"problem={arguments.problem}", *arguments.override]).problem, seed=0)
-    units = find_units(problem.teacher, problem.calibration[:PROBE])
+    with build_pool(problem, PoolConfig(kind="serial"), Student(problem.teacher, problem.layers)) as pool:
+        units = find_units(problem.teacher, problem.calibration[:PROBE], pool.hidden())
     found = {str(path): sizes(path, Student(problem.teacher, problem.layers), units) for path in arguments.files}
     print(json.dumps(found))
 

@@ -555,6 +555,14 @@ def test_a_client_of_a_single_actor_believes_it(shared):
     np.testing.assert_array_equal(fitness, [*case.expected, np.nan])
 
 
+def test_a_pool_tells_the_hidden_units_though_an_actor_died(shared):
+    case, pool = shared
+    os.kill(fill(pool, 2)[0], signal.SIGKILL)
+    assert pool.hidden() == case.serial.hidden() == []  # plain replicas run whole networks
+    case.check(pool)  # finds out about it
+    fill(pool, 2)
+
+
 def test_a_pool_tells_the_memory_of_each_evaluator(shared):
     case, pool = shared
     fill(pool, 2)

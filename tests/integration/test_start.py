@@ -8,6 +8,8 @@ import torch
 
 from de_ray.codec import decode
 from de_ray.config import Config, EvolutionConfig, PoolConfig, QuantizationConfig, RefitConfig
+from de_ray.evaluation.pool import SerialPool
+from de_ray.evaluation.replica import ReplicaSetup
 from de_ray.evolution.candidate import ZeroingSet
 from de_ray.pipeline import run
 from de_ray.session import run_session
@@ -36,7 +38,9 @@ def test_a_run_that_starts_from_a_file_zeroes_more_of_it_and_brings_nothing_back
     rises = [record["sparsity"] for record in further.report["history"][:3]]
     assert 0.5 < rises[0] < rises[1] < rises[2] == pytest.approx(0.8, abs=0.01)
     before, after = decode(path), decode(further.data)
-    find_units(problem.teacher, problem.calibration).restore(before, problem.teacher.state_dict())
+    with SerialPool(ReplicaSetup(problem, 64, "cpu", 1), 1) as pool:
+        units = find_units(problem.teacher, problem.calibration, pool.hidden())
+    units.restore(before, problem.teacher.state_dict())
     for name in ("0.weight", "2.weight"):
         assert not ((before[name] == 0) & (after[name] != 0)).any()
     assert further.report["ratio"] > result.report["ratio"]

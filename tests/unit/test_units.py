@@ -9,8 +9,13 @@ import torch
 from torch import nn
 
 from de_ray.config import QuantizationConfig
+from de_ray.evaluation.capture import capture
+from de_ray.evaluation.hidden import Axis, Group, hidden_groups
+from de_ray.evaluation.pool import SerialPool
+from de_ray.evaluation.replica import ReplicaSetup
 from de_ray.evolution.candidate import ZeroingSet
 from de_ray.problem.base import Layer
+from de_ray.problem.custom import problem_from_model
 from de_ray.quantization.sensitivity import choices_at
 from de_ray.rate import measure_rate
 from de_ray.student import Student
@@ -58,6 +63,10 @@ def lenet():
                          nn.Flatten(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 10))
 
 
+def units_of(module, inputs):
+    return find_units(module, inputs, hidden_groups(capture(module, inputs), module.state_dict(keep_vars=True)))
+
+
 def made(build, shape):
     torch.manual_seed(0)
     module = build().eval().requires_grad_(False)
@@ -71,7 +80,7 @@ def made(build, shape):
                                                  (Blocks, (3, 10, 10), [8, 6, 4, 10])])
 def test_units_that_are_found_can_be_renumbered(build, shape, sizes):
     module, inputs = made(build, shape)
-    units = find_units(module, inputs)
+    units = units_of(module, inputs)
     assert sorted(group.size for group in units.groups) == sorted(sizes)
     expected, changed = module(inputs), copy.deepcopy(module)
     order = units.shuffled(changed.state_dict(), np.random.default_rng(1))
@@ -83,17 +92,22 @@ def test_units_that_are_found_can_be_renumbered(build, shape, sizes):
 @pytest.mark.parametrize("build, shape", [(Shown, (6,)), (Branchy, (3, 9, 9))])
 def test_units_whose_numbers_mean_something_are_left_alone(build, shape):
     module, inputs = made(build, shape)
-    assert [group.size for group in find_units(module, inputs).groups] == ([] if build is Shown else [6])
+    assert [group.size for group in units_of(module, inputs).groups] == ([] if build is Shown else [6])
 
 
-def test_a_network_that_cannot_be_captured_keeps_its_numbers_and_says_so(caplog):
+def test_units_that_are_seen_after_all_keep_their_numbers_and_a_warning_says_so(caplog):
+    module, inputs = made(Shown, (6,))
+    with caplog.at_level(logging.WARNING):
+        assert find_units(module, inputs, [Group(8, [Axis("shown.weight", 0), Axis("shown.bias", 0)])]) is NO_UNITS
+    assert "Shown keeps the numbers of its hidden units: with its units renumbered it computes" in caplog.text
+
+
+def test_a_network_that_cannot_be_captured_has_no_units_to_renumber():
     class Mixing(nn.Sequential):
         def forward(self, x):
             return super().forward(x - x.mean(0))
     module, inputs = made(lambda: Mixing(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (3,))
-    with caplog.at_level(logging.WARNING):
-        assert find_units(module, inputs) is NO_UNITS
-    assert "Mixing keeps the numbers of its hidden units: its samples influence each other" in caplog.text
+    assert SerialPool(ReplicaSetup(problem_from_model(module, inputs), 4, "cpu", 1), 1).hidden() == []
 
 
 def prune(share, unread=0):
@@ -117,7 +131,7 @@ def pruned():
 def test_what_makes_units_that_nobody_reads_is_zeroed_and_outputs_stay(pruned):
     student, inputs = pruned
     expected, survivors = student.module(inputs), student.survivors
-    units = find_units(student.module, inputs)
+    units = units_of(student.module, inputs)
     assert units.unread_values(student) >= 3
     tidy(student, units)
     torch.testing.assert_close(student.module(inputs), expected)
@@ -139,7 +153,7 @@ def test_units_stand_in_the_order_of_their_survivors_and_the_file_is_smaller(pru
         return sizes[:, 0].sum()
 
     before = coded()
-    tidy(student, find_units(student.module, inputs))
+    tidy(student, units_of(student.module, inputs))
     assert coded() < before
     for index in (0, 3, 7):
         made = (student.module[index].weight != 0).flatten(1).sum(1)
@@ -148,7 +162,7 @@ def test_units_stand_in_the_order_of_their_survivors_and_the_file_is_smaller(pru
 
 def test_units_of_a_file_get_the_teachers_numbers_again():
     student, inputs = prune(0.5)
-    units, teacher = find_units(student.module, inputs), made(lenet, (1, 16, 16))[0]
+    units, teacher = units_of(student.module, inputs), made(lenet, (1, 16, 16))[0]
     before = copy.deepcopy(student.module.state_dict())
     state = copy.deepcopy(before)
     renumber(state, units.shuffled(state, np.random.default_rng(3)))
@@ -160,7 +174,7 @@ def test_units_of_a_file_get_the_teachers_numbers_again():
 
 def test_prices_are_of_the_weights_as_they_are_numbered_now(pruned):
     student, inputs = pruned
-    units = find_units(student.module, inputs)
+    units = units_of(student.module, inputs)
     priced = measure_rate(student, QuantizationConfig(bits=3), units)
     order = units.order(student.module.state_dict())
     tidied = copy.deepcopy(student)
