@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from de_ray.evaluation.capture import CaptureError, require_close
@@ -75,7 +74,6 @@ class Units:
                     found[axis.parameter] = idle
         return found
 
-
     def restore(self, state: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
         """Number a student's units as the teacher's that they come from, in place.
 
@@ -86,6 +84,8 @@ class Units:
             state: the student's parameters by state-dict key; what is zeroed is 0.
             teacher: the teacher's.
         """
+        from scipy.optimize import linear_sum_assignment  # takes half a second, which only runs with `start` need
+
         for group in self.groups:
             error = torch.zeros(group.size, group.size, dtype=torch.float64)  # [student's, teacher's]
             for axis in group.axes:

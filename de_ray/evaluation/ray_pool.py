@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from logging import getLogger
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +22,8 @@ from de_ray.evolution.request import Request
 from de_ray.student import Student
 
 __all__ = ["EvaluationError", "RayClient", "RayPool"]
+
+log = getLogger(__name__)
 
 MUSTER_SECONDS = 30.0
 """How long a client waits for actors that are still starting before it does without them."""
@@ -224,9 +227,12 @@ class RayPool:
         for _ in range(DEATHS_ALLOWED + 1):
             with self.dispatch() as scatter:
                 scatter.muster(0.0)
-            for actor in self.actors:
-                with contextlib.suppress(RayError):  # it died, which the next look at the pool deals with
-                    return ray.get(actor.hidden.remote(), timeout=self.task_seconds)
+            for member in [member for member in self.members if member.ready]:
+                try:
+                    return ray.get(member.actor.hidden.remote(), timeout=self.task_seconds)
+                except RayError as error:
+                    log.warning("a replica is lost before it told the network's hidden units: %r", error)
+                    self.retire(member)
         raise EvaluationError(f"no replica tells the network's hidden units; {RESUME}")
 
     def client(self) -> RayClient:

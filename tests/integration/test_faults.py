@@ -555,12 +555,14 @@ def test_a_client_of_a_single_actor_believes_it(shared):
     np.testing.assert_array_equal(fitness, [*case.expected, np.nan])
 
 
-def test_a_pool_tells_the_hidden_units_though_an_actor_died(shared):
+def test_a_pool_tells_the_hidden_units_though_every_actor_died(shared):
     case, pool = shared
-    os.kill(fill(pool, 2)[0], signal.SIGKILL)
+    before = fill(pool, 2)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
     assert pool.hidden() == case.serial.hidden() == []  # plain replicas run whole networks
-    case.check(pool)  # finds out about it
-    fill(pool, 2)
+    assert not set(fill(pool, 2)) & set(before)
+    case.check(pool)
 
 
 def test_a_pool_tells_the_memory_of_each_evaluator(shared):
