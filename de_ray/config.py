@@ -11,6 +11,7 @@ CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs", "kronecker")
 SURROGATES = ("fisher", "kronecker")
 DIVERGENCES = ("kl", "mse", "cosine")
 AUGMENTATIONS = ("none", "shift", "cutmix", "auto")
+DRAWS = ("uniform", "objects")
 DARKNETS = ("yolov3_tiny", "yolov3")
 DETECTORS = (*DARKNETS, "ultralytics", "fashion_scenes")
 ULTRALYTICS = "ultralytics:"
@@ -72,11 +73,18 @@ class DataConfig:
     """Processes that read images, >= 0; 0: the run's own."""
     scenes: int = 4096
     """Training scenes of fashion_scenes, >= 16; a sixteenth as many are held out. Others leave it as it is."""
+    draw: str = "uniform"
+    """How images are drawn for calibration, saliency and refit: uniform, or objects, in proportion to the number of
+    objects that the teacher expects in them."""
+    mosaic: float = 0.25
+    """Share of the augmented images that are four images at half their size, in [0, 1]."""
 
     def __post_init__(self) -> None:
         require(self.size >= 32, "problem.data.size", self.size, "at least 32")
         require(self.workers >= 0, "problem.data.workers", self.workers, "0 or more")
         require(self.scenes >= 16, "problem.data.scenes", self.scenes, "at least 16")
+        require_choice("problem.data.draw", self.draw, DRAWS)
+        require(0 <= self.mosaic <= 1, "problem.data.mosaic", self.mosaic, "a number in [0, 1]")
 
 
 @dataclass
@@ -144,8 +152,9 @@ class ProblemConfig:
             require(self.data == DataConfig(), "problem.data", self.data,
                     "nothing, unless problem is one of " + ", ".join(DETECTORS))
         elif self.name == "fashion_scenes":
-            own = DataConfig(size=self.data.size, scenes=self.data.scenes)
-            require(self.data == own, "problem.data", self.data, "size and scenes alone, for problem=fashion_scenes")
+            own = DataConfig(size=self.data.size, scenes=self.data.scenes, mosaic=self.data.mosaic)
+            require(self.data == own, "problem.data", self.data,
+                    "size, scenes and mosaic alone, for problem=fashion_scenes")
         else:
             require(self.data.scenes == DataConfig.scenes, "problem.data.scenes", self.data.scenes,
                     "nothing, unless problem=fashion_scenes")

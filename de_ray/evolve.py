@@ -18,6 +18,7 @@ from de_ray.evolution.curvature import SaliencyInputs
 from de_ray.evolution.cycle import breed
 from de_ray.evolution.schedule import Targets, next_progress, progress_at
 from de_ray.problem.base import Problem
+from de_ray.problem.sampling import draw_sample
 from de_ray.rate import aimed_sparsity, measure_rate, overhead
 from de_ray.refit.build import Refit, build_refit
 from de_ray.seeds import numpy_generator, torch_generator
@@ -173,7 +174,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
 def saliency_inputs(problem: Problem, config: Config, student: Student, step: int) -> SaliencyInputs:
     """Inputs of a cycle's saliencies: a fresh sample of the problem's, augmented as refit's are."""
     generator = torch_generator(config.seed, "saliency", step)
-    indices = torch.randperm(len(problem.inputs), generator=generator)[:config.evolution.saliency_inputs]
+    indices = draw_sample(problem, config.evolution.saliency_inputs, generator)
     inputs = problem.inputs[indices]
     if problem.augment is not None:
         inputs = problem.augment(inputs, generator)

@@ -73,6 +73,8 @@ class Problem:
     """On held-out data, labelled where there are labels; called for the report alone."""
     augment: Augment | None = None
     """Label-free augmentation of refit inputs."""
+    chances: Tensor | None = None
+    """float32 [M] >= 0: how often each input is drawn for saliency and refit, in proportion; None: all alike."""
     pictures: "Callable[[Mapping[str, nn.Module]], Figure] | None" = None
     """Draws what models make of some held-out inputs, by the title of their columns, beside the teacher."""
 

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from de_ray.config import ProblemConfig, require
 from de_ray.problem.base import Divergence, Output, Problem
 from de_ray.problem.cache import cache_folder
 from de_ray.problem.coco import ANNOTATIONS, TRAIN, VALIDATION, image_files, load_images, read_annotations
 from de_ray.problem.detection import Detections
-from de_ray.problem.detection_augment import augment_detection
+from de_ray.problem.detection_augment import Mosaics, augment_detection
 from de_ray.problem.detection_metrics import DetectionMetrics
 from de_ray.problem.detection_pictures import DetectionPictures
 from de_ray.problem.divergence import make_divergence
@@ -27,6 +27,11 @@ log = logging.getLogger(__name__)
 COCO_URLS = "http://images.cocodataset.org/zips/{train2017,val2017}.zip and " \
             "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"
 """Where COCO can be downloaded."""
+
+BATCH = 8
+"""Images in one pass of the teacher."""
+LEAST_CHANCE = 0.1
+"""Of an image without any object, where one with one object has 1 more."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +78,33 @@ def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Pat
     usable, drawn = draw_inputs(torch.arange(len(files)), most, wanted, seed)
     inputs, _ = load_images([files[index] for index in usable], size, config.data.workers)
     held_out, letterboxes = load_images(annotations.files, size, config.data.workers)
-    place = {int(index): position for position, index in enumerate(usable)}
-    calibration = inputs[torch.tensor([place[int(index)] for index in drawn])]
+    chances = None
+    if config.data.draw == "objects":
+        chances = LEAST_CHANCE + expected_objects(detector, inputs)
+        calibration = inputs[torch.multinomial(chances, most, generator=torch.Generator().manual_seed(seed))]
+    else:
+        place = {int(index): position for position, index in enumerate(usable)}
+        calibration = inputs[torch.tensor([place[int(index)] for index in drawn])]
     augment = None
     if config.augment == "detection":
-        augment = partial(augment_detection, share=config.augment_share)
+        mosaics = Mosaics(config.data.mosaic, inputs, chances)
+        augment = partial(augment_detection, share=config.augment_share, mosaics=mosaics)
         calibration = augment(calibration, torch.Generator().manual_seed(seed))
     metrics = DetectionMetrics(teacher, detector.detect, held_out, letterboxes, annotations)
     return Problem(
         name=config.name, architecture=detector.architecture, teacher=teacher, layers=layers, inputs=inputs,
         calibration=calibration, held_out=held_out,
         divergence=detector.divergence if config.divergence == "detection" else make_divergence(config.divergence),
-        metrics=metrics, augment=augment,
+        metrics=metrics, augment=augment, chances=chances,
         pictures=DetectionPictures(metrics, held_out, letterboxes, annotations.class_names))
+
+
+@torch.inference_mode()
+def expected_objects(detector: Detector, images: Tensor) -> Tensor:
+    """float32 [M]: the sum of the scores of what the teacher finds in each image [M, 3, S, S]."""
+    log.info("how many objects the teacher expects in each of %d images", len(images))
+    return torch.tensor([float(found.scores.sum()) for part in images.split(BATCH)
+                         for found in detector.detect(detector.teacher(part))])
 
 
 def require_size(config: ProblemConfig, strides: Sequence[int]) -> None:

@@ -1,6 +1,7 @@
 """Label-free augmentation for detectors: the teacher says what it sees on the changed images too."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,8 +10,6 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 from de_ray.problem.augment import paste
 from de_ray.problem.coco import GREY
 
-MOSAIC = 0.25
-"""Share of the changed images that are four images of the batch at half their size."""
 PASTED = 0.5
 """Share of the changed images that get a rectangle of another one."""
 ZOOM = (0.6, 1.6)
@@ -23,7 +22,30 @@ TINT = 0.1
 """Largest relative change of a colour."""
 
 
-def augment_detection(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
+@dataclass(frozen=True)
+class Mosaics:
+    """Of which images mosaics are made, and how often."""
+
+    share: float
+    """Of the changed images, in [0, 1]."""
+    images: Tensor | None = None
+    """[M, 3, S, S] that mosaics are of; None: the batch's own."""
+    chances: Tensor | None = None
+    """float32 [M] >= 0: how often each is taken, in proportion; None: all alike."""
+
+    def draw(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Mosaics of four, one for each of the inputs [N, 3, S, S], of their shape, in [0, 1]."""
+        images = inputs if self.images is None else self.images
+        if self.chances is None:
+            quarters = torch.randint(len(images), (4, len(inputs)), generator=generator)
+        else:
+            quarters = torch.multinomial(self.chances, 4 * len(inputs), replacement=True,
+                                         generator=generator).view(4, -1)
+        a, b, c, d = (avg_pool2d(_unit(images[quarter.to(images.device)]).to(inputs.device), 2) for quarter in quarters)
+        return torch.cat([torch.cat([a, b], 3), torch.cat([c, d], 3)], 2)
+
+
+def augment_detection(inputs: Tensor, generator: torch.Generator, share: float, mosaics: Mosaics) -> Tensor:
     """Change each image with probability `share`: mosaic, flip, scale, crop, translate, contrast, brightness, colour,
     and a rectangle of another one.
 
@@ -31,6 +53,7 @@ def augment_detection(inputs: Tensor, generator: torch.Generator, share: float =
         inputs: [N, 3, S, S], uint8 or float in [0, 1].
         generator: of every draw; on the CPU.
         share: in (0, 1].
+        mosaics: what the mosaics are of.
 
     Returns:
         [N, 3, S, S], a new tensor of the same type.
@@ -42,15 +65,20 @@ def augment_detection(inputs: Tensor, generator: torch.Generator, share: float =
         raise ValueError(f"problem.augment='detection': expected images [N, 3, S, S] with S even, got inputs "
                          f"{list(inputs.shape)}")
     count = len(inputs)
-    images = inputs.float() if inputs.is_floating_point() else inputs.float() / 255
+    images = _unit(inputs)
     changed = _uniform(generator, count) < share
-    mosaic = _uniform(generator, count) < MOSAIC
-    quarters = torch.randint(count, (4, count), generator=generator)
-    images = _colours(torch.where(_shaped(mosaic, images), _mosaic(images, quarters), images), generator)
+    mosaic = _uniform(generator, count) < mosaics.share
+    images = torch.where(_shaped(mosaic, images), mosaics.draw(images, generator), images)
+    images = _colours(images, generator)
     images = paste(_moved(images, generator), generator, PASTED)
     if not inputs.is_floating_point():
         images = images.mul_(255).round_().to(inputs.dtype)
     return torch.where(_shaped(changed, inputs), images, inputs)
+
+
+def _unit(images: Tensor) -> Tensor:
+    """In float32 in [0, 1]."""
+    return images.float() if images.is_floating_point() else images.float() / 255
 
 
 def _uniform(generator: torch.Generator, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -65,13 +93,6 @@ def _log_uniform(generator: torch.Generator, count: int, bounds: tuple[float, fl
 def _shaped(values: Tensor, images: Tensor) -> Tensor:
     """[N] -> [N, 1, 1, 1], beside the images."""
     return values.to(images.device)[:, None, None, None]
-
-
-def _mosaic(images: Tensor, quarters: Tensor) -> Tensor:
-    """Four images each, of numbers [4, N], at half their size."""
-    small = avg_pool2d(images, 2)  # [N, 3, S / 2, S / 2]
-    a, b, c, d = (small[index] for index in quarters.to(images.device))
-    return torch.cat([torch.cat([a, b], 3), torch.cat([c, d], 3)], 2)
 
 
 def _colours(images: Tensor, generator: torch.Generator) -> Tensor:

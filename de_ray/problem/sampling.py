@@ -1,10 +1,10 @@
-"""Which of the training inputs are calibration inputs, and which may be used at all."""
+"""Which of the training inputs are calibration inputs, which may be used at all, and which come next."""
 
 import torch
 from torch import Tensor
 
 from de_ray.config import require
-from de_ray.problem.base import Augment
+from de_ray.problem.base import Augment, Problem
 
 
 def draw_inputs(inputs: Tensor, calibration_size: int, inputs_size: int, seed: int,
@@ -37,3 +37,18 @@ def draw_inputs(inputs: Tensor, calibration_size: int, inputs_size: int, seed: i
     usable = inputs[order[:inputs_size]] if inputs_size else inputs
     calibration = inputs[order[:calibration_size]]
     return usable, calibration if augment is None else augment(calibration, generator)
+
+
+def draw_batch(problem: Problem, count: int, generator: torch.Generator) -> Tensor:
+    """int64 [count]: places in `problem.inputs`, each by the problem's chances, with replacement."""
+    if problem.chances is None:
+        return torch.randint(len(problem.inputs), (count,), generator=generator)
+    return torch.multinomial(problem.chances, count, replacement=True, generator=generator)
+
+
+def draw_sample(problem: Problem, count: int, generator: torch.Generator) -> Tensor:
+    """int64 [<= count]: distinct places in `problem.inputs` by the problem's chances; as many as there are."""
+    if problem.chances is None:
+        return torch.randperm(len(problem.inputs), generator=generator)[:count]
+    possible = int(problem.chances.count_nonzero())
+    return torch.multinomial(problem.chances, min(count, possible), generator=generator)

@@ -13,7 +13,7 @@ from de_ray.problem.coco import Annotations
 from de_ray.problem.coco_problem import require_size
 from de_ray.problem.datasets import load_mnist
 from de_ray.problem.detection import Letterbox
-from de_ray.problem.detection_augment import augment_detection
+from de_ray.problem.detection_augment import Mosaics, augment_detection
 from de_ray.problem.detection_metrics import DetectionMetrics
 from de_ray.problem.detection_pictures import DetectionPictures
 from de_ray.problem.divergence import make_divergence
@@ -59,7 +59,7 @@ def build_scenes(config: ProblemConfig, seed: int) -> Problem:
     held_out = compose_scenes(items.test, items.test_labels, count // HELD_OUT, size, 0)
     augment = None
     if config.augment == "detection":
-        augment = partial(augment_detection, share=config.augment_share)
+        augment = partial(augment_detection, share=config.augment_share, mosaics=Mosaics(config.data.mosaic))
     inputs, calibration = draw_inputs(train.images, min(config.calibration_size, count), config.inputs_size, seed,
                                       augment)
     # Every label is in the cache's key.

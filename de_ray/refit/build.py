@@ -8,6 +8,7 @@ from torch import Tensor
 
 from de_ray.config import RefitConfig
 from de_ray.problem.base import Problem
+from de_ray.problem.sampling import draw_sample
 from de_ray.refit.columns import refit_columns
 from de_ray.refit.distill import Distiller
 from de_ray.refit.least_squares import refit_rows
@@ -64,8 +65,7 @@ class ClosedRefit(NoRefit):
 
     def after_cycle(self, generator: torch.Generator) -> None:
         """See `Refit.after_cycle`."""
-        count = len(self._problem.inputs)
-        indices = torch.randperm(count, generator=generator)[:CLOSED_INPUTS]
+        indices = draw_sample(self._problem, CLOSED_INPUTS, generator)
         self._solve(self._problem, self._student, self._problem.inputs[indices], self._config.damping,
                     self._config.batch)
 

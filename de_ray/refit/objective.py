@@ -10,6 +10,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from de_ray.config import RefitConfig
 from de_ray.device import moved, precision, warn_of_precision
 from de_ray.problem.base import Output, Problem
+from de_ray.problem.sampling import draw_batch
 
 CACHE_BYTES = 256 * 2**20
 """Teacher outputs up to this size are computed once and kept; larger ones are computed for each batch."""
@@ -40,7 +41,7 @@ class Objective:
             generator: draws the batch and its augmentation; on the CPU.
         """
         problem = self._problem
-        indices = torch.randint(len(problem.inputs), (self._config.batch,), generator=generator)
+        indices = draw_batch(problem, self._config.batch, generator)
         inputs = problem.inputs[indices]
         if problem.augment is not None:
             inputs = problem.augment(inputs, generator)

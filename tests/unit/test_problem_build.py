@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from omegaconf import OmegaConf
 from de_ray.config import ProblemConfig, TeacherConfig
 from de_ray.problem.augment import DISPLACED, REACH, augmentation, cutmix, shift
 from de_ray.problem.build import CLASSIFIERS, PROBLEMS, build_architecture, build_problem
-from de_ray.problem.sampling import draw_inputs
+from de_ray.problem.sampling import draw_batch, draw_inputs, draw_sample
 
 CONF = Path(__file__).parents[2] / "conf" / "problem"
 PARAMETERS = {"digits_mlp": 50_826, "lenet300": 266_610, "lenet5": 431_080}
@@ -81,6 +82,19 @@ def test_calibration_inputs_are_among_the_usable_ones_and_none_is_drawn_twice():
     assert len(set(calibration.tolist())) == 10
     assert set(calibration.tolist()) < set(usable.tolist())
     assert draw_inputs(inputs, 10, 0, seed=0)[0].equal(inputs)
+
+
+def test_batches_and_samples_follow_the_chances(cache):
+    problem = build_problem(ProblemConfig(teacher=TeacherConfig(epochs=1)), seed=0)
+    count = len(problem.inputs)
+    generator = torch.Generator().manual_seed(0)
+    assert len(draw_sample(problem, 2 * count, generator)) == count
+    weighed = replace(problem, chances=torch.where(torch.arange(count) < 10, 0.09, 0.1 / (count - 10)))
+    batch = draw_batch(weighed, 10_000, generator)
+    assert 0.87 < (batch < 10).float().mean() < 0.93
+    assert draw_sample(weighed, 20, generator).unique().numel() == 20
+    only = replace(problem, chances=(torch.arange(count) < 10).float())
+    assert draw_sample(only, 20, generator).sort().values.equal(torch.arange(10)), "as many as there are"
 
 
 def test_shift_moves_each_image_by_its_own_offset_and_fills_with_background():

@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from de_ray.problem import detection_augment
 from de_ray.problem.bernoulli import bernoulli_kl
 from de_ray.problem.build import build_problem
 from de_ray.problem.coco import GREY, Annotations, load_images, read_annotations
+from de_ray.problem.coco_problem import LEAST_CHANCE
 from de_ray.problem.darknet import Head
 from de_ray.problem.detection import MOST, Detections, Letterbox, decode, detect
-from de_ray.problem.detection_augment import augment_detection
+from de_ray.problem.detection_augment import Mosaics, augment_detection
 from de_ray.problem.detection_divergence import SIGMA, detection_divergence
 from de_ray.problem.detection_metrics import agreement, average_precision
 from tests.networks import small_cfg
@@ -218,6 +220,9 @@ def test_average_precision_counts_classes_as_cocos_category_ids():
     assert average_precision([found()] * 3, annotations) == {"AP": 0, "AP50": 0}
 
 
+MOSAICS = Mosaics(0.25)
+
+
 @pytest.fixture
 def coco(tmp_path):
     """A small COCO: 6 training images, 3 held-out ones, two classes."""
@@ -234,7 +239,8 @@ def coco(tmp_path):
 
 
 def small(coco, **fields):
-    data = DataConfig(str(coco), fields.pop("unlabelled", []), 64, fields.pop("workers", 0))
+    data = DataConfig(str(coco), fields.pop("unlabelled", []), 64, fields.pop("workers", 0),
+                      draw=fields.pop("draw", "uniform"))
     values = {"name": "yolov3_tiny", "divergence": "detection", "cfg": str(coco / "small.cfg"), "weights": "random",
               "data": data, "calibration_size": 4}
     return ProblemConfig(**values | fields)
@@ -331,7 +337,7 @@ def test_augmentation_is_the_generators_keeps_the_type_and_changes_a_share(dtype
     images = torch.randint(256, (200, 3, 8, 8), generator=generator, dtype=torch.uint8)
     images = images if dtype == torch.uint8 else images / 255
     kept = images.clone()
-    results = [augment_detection(images, torch.Generator().manual_seed(seed), 0.5) for seed in (0, 0, 1)]
+    results = [augment_detection(images, torch.Generator().manual_seed(seed), 0.5, MOSAICS) for seed in (0, 0, 1)]
     assert results[0].equal(results[1]) and not results[0].equal(results[2]) and images.equal(kept)
     assert results[0].dtype == dtype and results[0].shape == images.shape
     assert 70 < int((results[0] != images).flatten(1).any(1).sum()) < 130
@@ -339,21 +345,46 @@ def test_augmentation_is_the_generators_keeps_the_type_and_changes_a_share(dtype
         assert 0 <= results[0].min() and results[0].max() <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_mosaics_are_of_four_images_by_their_chances(monkeypatch, dtype):
+    for name, neutral in (("PASTED", 0), ("ZOOM", (1, 1)), ("CONTRAST", (1, 1)), ("BRIGHTNESS", 0), ("TINT", 0)):
+        monkeypatch.setattr(detection_augment, name, neutral)
+    others = torch.arange(0, 250, 10, dtype=torch.uint8)[:, None, None, None].expand(25, 3, 8, 8)
+    others = others if dtype == torch.uint8 else others / 255
+    chances = (torch.arange(25) % 5 == 0).float()
+    batch = torch.full((50, 3, 8, 8), 255, dtype=torch.uint8)
+    made = augment_detection(batch, torch.Generator().manual_seed(0), 1.0, Mosaics(1.0, others, chances))
+    quarters = made.unflatten(2, (2, 4)).unflatten(4, (2, 4)).permute(0, 2, 4, 1, 3, 5).flatten(3)  # [50, 2, 2, 48]
+    assert quarters.amin(3).equal(quarters.amax(3)), "an image is of one grey, and so is a quarter"
+    assert sorted(quarters.unique().tolist()) == [0, 50, 100, 150, 200]
+    assert (quarters[:, :, :, 0].flatten(1).sort(1).values.diff() > 0).any(1).float().mean() > 0.9
+
+
+def test_images_are_drawn_by_the_objects_that_the_teacher_expects(coco):
+    problem = build_problem(small(coco, unlabelled=[str(coco / "more")], draw="objects"), seed=0)
+    find = partial(detect, heads=problem.teacher.heads)
+    expected = [float(find(problem.teacher(image[None]))[0].scores.sum()) for image in problem.inputs]
+    assert len(set(expected)) > 1
+    assert problem.chances.tolist() == pytest.approx([LEAST_CHANCE + one for one in expected], rel=1e-4)
+    assert all(any(image.equal(one) for one in problem.inputs) for image in problem.calibration)
+    assert problem.calibration.flatten(1).unique(dim=0).shape[0] == 4, "none twice"
+
+
 def test_what_augmentation_brings_in_is_the_letterboxes_grey():
     images = torch.full((100, 3, 16, 16), 255, dtype=torch.uint8)
-    corners = augment_detection(images, torch.Generator().manual_seed(0))[:, :, ::15, ::15].permute(0, 2, 3, 1)
+    corners = augment_detection(images, torch.Generator().manual_seed(0), 1.0, MOSAICS)[:, :, ::15, ::15].permute(0, 2, 3, 1)
     grey = corners.flatten(0, 2).float().sub(GREY).abs().amax(1) <= 1
     assert 0.1 < grey.float().mean() < 0.7  # of smaller images; larger ones cover the square
 
 
 def test_augmentation_flips_and_scales_alike_in_both_directions(monkeypatch):
-    for name, neutral in (("MOSAIC", 0), ("PASTED", 0), ("CONTRAST", (1, 1)), ("BRIGHTNESS", 0), ("TINT", 0)):
+    for name, neutral in (("PASTED", 0), ("CONTRAST", (1, 1)), ("BRIGHTNESS", 0), ("TINT", 0)):
         monkeypatch.setattr(detection_augment, name, neutral)
     images = torch.full((200, 3, 64, 64), GREY / 255)
     images[:, :, 24:40, 24:40] = 0  # a square of 16 pixels, red on its left and blue on its right
     images[:, 0, 24:40, 24:32] = images[:, 2, 24:40, 32:40] = 1
     sizes, flips = [], 0
-    for image in augment_detection(images, torch.Generator().manual_seed(0)):
+    for image in augment_detection(images, torch.Generator().manual_seed(0), 1.0, Mosaics(0)):
         rows, columns = (image[1] < GREY / 255 / 2).nonzero(as_tuple=True)  # where there is no green
         if rows.min() == 0 or columns.min() == 0 or rows.max() == 63 or columns.max() == 63:
             continue  # cropped
@@ -367,10 +398,10 @@ def test_augmentation_flips_and_scales_alike_in_both_directions(monkeypatch):
 
 
 def test_augmentation_pastes_rectangles_of_other_images(monkeypatch):
-    for name, neutral in (("MOSAIC", 0), ("ZOOM", (1, 1)), ("CONTRAST", (1, 1)), ("BRIGHTNESS", 0), ("TINT", 0)):
+    for name, neutral in (("ZOOM", (1, 1)), ("CONTRAST", (1, 1)), ("BRIGHTNESS", 0), ("TINT", 0)):
         monkeypatch.setattr(detection_augment, name, neutral)
     images = torch.linspace(0, 1, 200)[:, None, None, None].expand(200, 3, 32, 32).contiguous()
-    other = (augment_detection(images, torch.Generator().manual_seed(0)) - images).abs() > 1e-3
+    other = (augment_detection(images, torch.Generator().manual_seed(0), 1.0, Mosaics(0)) - images).abs() > 1e-3
     assert 60 < int(other.flatten(1).any(1).sum()) < 130  # half of them, but for rectangles of no area
     for pasted in other[other.flatten(1).any(1)]:
         rows, columns = pasted[0].any(1), pasted[0].any(0)
@@ -380,4 +411,4 @@ def test_augmentation_pastes_rectangles_of_other_images(monkeypatch):
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 6), (2, 3, 7, 7), (3, 8, 8)])
 def test_augmentation_of_what_is_no_letterboxed_image_is_a_value_error(shape):
     with pytest.raises(ValueError, match=r"problem\.augment='detection'"):
-        augment_detection(torch.zeros(shape), torch.Generator())
+        augment_detection(torch.zeros(shape), torch.Generator(), 1.0, MOSAICS)
