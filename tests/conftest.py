@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Before torch is imported here or in a process that a test starts: threads beside other work wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Ray gives its workers the lowest priority but four: beside other tests' processes actors would stand still for minutes.
+# As `ensure_ray` has it: sessions that tests start by themselves would else let actors starve beside other tests.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 POOLS = {"test_evaluation.py", "test_faults.py", "test_parallel_refit.py", "test_sweep.py"}

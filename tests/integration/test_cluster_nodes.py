@@ -373,14 +373,15 @@ def test_a_submitted_run_streams_its_log_ends_with_its_exit_code_and_can_be_atta
     assert "error: " in failed and "nowhere" in failed
 
 
-def test_ray_that_a_run_starts_listens_on_loopback_for_people_and_asks_for_a_token():
+def test_ray_that_a_run_starts_listens_on_loopback_for_people_asks_for_a_token_and_has_actors_of_full_priority():
     code = ("import os, ray\nfrom de_ray.cluster.join import ensure_ray\nensure_ray()\n"
             "node = ray._private.worker._global_node\n"
-            "print(os.environ['RAY_AUTH_MODE'], node.webui_url or '-', node._ray_params.ray_client_server_port)")
+            "print(os.environ['RAY_AUTH_MODE'], node.webui_url or '-', node._ray_params.ray_client_server_port,\n"
+            "      ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0))")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, cwd=REPOSITORY, text=True,
                            capture_output=True, timeout=120)
-    assert ended.stdout.split() == ["token", "-", "None"], ended.stderr
+    assert ended.stdout.split() == ["token", "-", "None", "0"], ended.stderr
 
 
 def test_the_clusters_configurations_are_what_the_schema_allows():
