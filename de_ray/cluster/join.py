@@ -48,8 +48,8 @@ def ensure_ray(address: str | None = None) -> None:
 def _start() -> None:
     """Ray on this machine alone: no dashboard, no port for Ray Client, and every other port asks for a token.
 
-    Actors run at the priority of everything else. Ray's default, 15, leaves them a thirtieth of a core beside another
-    process that computes; on an idle machine it makes no difference.
+    Actors run at the priority of everything else. At Ray's default, 15, they starve beside other processes that
+    compute; on an idle machine it makes no difference.
     """
     if "RAY_AUTH_MODE" not in os.environ:
         _turn_tokens_on()
