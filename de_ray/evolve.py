@@ -174,7 +174,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
 def saliency_inputs(problem: Problem, config: Config, student: Student, step: int) -> SaliencyInputs:
     """Inputs of a cycle's saliencies: a fresh sample of the problem's, augmented as refit's are."""
     generator = torch_generator(config.seed, "saliency", step)
-    indices = draw_sample(problem, config.evolution.saliency_inputs, generator)
+    indices = draw_sample(len(problem.inputs), problem.chances, config.evolution.saliency_inputs, generator)
     inputs = problem.inputs[indices]
     if problem.augment is not None:
         inputs = problem.augment(inputs, generator)

@@ -16,11 +16,11 @@ from de_ray.problem.cache import cache_folder
 from de_ray.problem.coco import ANNOTATIONS, TRAIN, VALIDATION, image_files, load_images, read_annotations
 from de_ray.problem.detection import Detections
 from de_ray.problem.detection_augment import Mosaics, augment_detection
-from de_ray.problem.detection_metrics import DetectionMetrics
+from de_ray.problem.detection_metrics import DetectionMetrics, find
 from de_ray.problem.detection_pictures import DetectionPictures
 from de_ray.problem.divergence import make_divergence
 from de_ray.problem.layers import find_layers
-from de_ray.problem.sampling import draw_inputs
+from de_ray.problem.sampling import draw_inputs, draw_sample
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,6 @@ COCO_URLS = "http://images.cocodataset.org/zips/{train2017,val2017}.zip and " \
             "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"
 """Where COCO can be downloaded."""
 
-BATCH = 8
-"""Images in one pass of the teacher."""
 LEAST_CHANCE = 0.1
 """Of an image without any object, where one with one object has 1 more."""
 
@@ -81,7 +79,7 @@ def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Pat
     chances = None
     if config.data.draw == "objects":
         chances = LEAST_CHANCE + expected_objects(detector, inputs)
-        calibration = inputs[torch.multinomial(chances, most, generator=torch.Generator().manual_seed(seed))]
+        calibration = inputs[draw_sample(len(inputs), chances, most, torch.Generator().manual_seed(seed))]
     else:
         place = {int(index): position for position, index in enumerate(usable)}
         calibration = inputs[torch.tensor([place[int(index)] for index in drawn])]
@@ -99,12 +97,10 @@ def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Pat
         pictures=DetectionPictures(metrics, held_out, letterboxes, annotations.class_names))
 
 
-@torch.inference_mode()
 def expected_objects(detector: Detector, images: Tensor) -> Tensor:
     """float32 [M]: the sum of the scores of what the teacher finds in each image [M, 3, S, S]."""
     log.info("how many objects the teacher expects in each of %d images", len(images))
-    return torch.tensor([float(found.scores.sum()) for part in images.split(BATCH)
-                         for found in detector.detect(detector.teacher(part))])
+    return torch.tensor([float(each.scores.sum()) for each in find(detector.teacher, detector.detect, images)])
 
 
 def require_size(config: ProblemConfig, strides: Sequence[int]) -> None:

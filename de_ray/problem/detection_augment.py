@@ -9,6 +9,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from de_ray.problem.augment import paste
 from de_ray.problem.coco import GREY
+from de_ray.problem.sampling import draw_batch
 
 PASTED = 0.5
 """Share of the changed images that get a rectangle of another one."""
@@ -36,12 +37,8 @@ class Mosaics:
     def draw(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Mosaics of four, one for each of the inputs [N, 3, S, S], of their shape, in [0, 1]."""
         images = inputs if self.images is None else self.images
-        if self.chances is None:
-            quarters = torch.randint(len(images), (4, len(inputs)), generator=generator)
-        else:
-            quarters = torch.multinomial(self.chances, 4 * len(inputs), replacement=True,
-                                         generator=generator).view(4, -1)
-        a, b, c, d = (avg_pool2d(_unit(images[quarter.to(images.device)]).to(inputs.device), 2) for quarter in quarters)
+        quarters = draw_batch(len(images), self.chances, 4 * len(inputs), generator).view(4, -1).to(images.device)
+        a, b, c, d = (avg_pool2d(_unit(images[quarter]).to(inputs.device), 2) for quarter in quarters)
         return torch.cat([torch.cat([a, b], 3), torch.cat([c, d], 3)], 2)
 
 

@@ -69,15 +69,19 @@ class DetectionMetrics:
         """The teacher's detections."""
         return self.detections(self._teacher)
 
-    @torch.inference_mode()
     def detections(self, model: nn.Module, rows: Sequence[int] | None = None) -> list[Detections]:
         """A model's detections in the images of some rows, None: in all, in pixels of the image."""
-        device = next(model.parameters()).device
+        images = self._images if rows is None else self._images[torch.tensor(rows)]
         rows = range(len(self._images)) if rows is None else rows
-        found: list[Detections] = []
-        for part in torch.tensor(rows).split(BATCH):
-            found += self._detect(model(self._images[part].to(device)))
+        found = find(model, self._detect, images)
         return [self._letterboxes[row].undo(each) for row, each in zip(rows, found, strict=True)]
+
+
+@torch.inference_mode()
+def find(model: nn.Module, detect: Callable[[Output], list[Detections]], images: Tensor) -> list[Detections]:
+    """A model's detections in images [N, 3, S, S], an entry an image, in pixels of the input; a few images at a time."""
+    device = next(model.parameters()).device
+    return [each for part in images.split(BATCH) for each in detect(model(part.to(device)))]
 
 
 def box_overlap(a: Detections, b: Detections) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from de_ray.config import require
-from de_ray.problem.base import Augment, Problem
+from de_ray.problem.base import Augment
 
 
 def draw_inputs(inputs: Tensor, calibration_size: int, inputs_size: int, seed: int,
@@ -39,16 +39,15 @@ def draw_inputs(inputs: Tensor, calibration_size: int, inputs_size: int, seed: i
     return usable, calibration if augment is None else augment(calibration, generator)
 
 
-def draw_batch(problem: Problem, count: int, generator: torch.Generator) -> Tensor:
-    """int64 [count]: places in `problem.inputs`, each by the problem's chances, with replacement."""
-    if problem.chances is None:
-        return torch.randint(len(problem.inputs), (count,), generator=generator)
-    return torch.multinomial(problem.chances, count, replacement=True, generator=generator)
+def draw_batch(total: int, chances: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
+    """int64 [count] in 0..total - 1, with replacement, by chances [total] >= 0; None: all alike."""
+    if chances is None:
+        return torch.randint(total, (count,), generator=generator)
+    return torch.multinomial(chances, count, replacement=True, generator=generator)
 
 
-def draw_sample(problem: Problem, count: int, generator: torch.Generator) -> Tensor:
-    """int64 [<= count]: distinct places in `problem.inputs` by the problem's chances; as many as there are."""
-    if problem.chances is None:
-        return torch.randperm(len(problem.inputs), generator=generator)[:count]
-    possible = int(problem.chances.count_nonzero())
-    return torch.multinomial(problem.chances, min(count, possible), generator=generator)
+def draw_sample(total: int, chances: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
+    """int64 [<= count], distinct, in 0..total - 1, by chances [total] >= 0 as `draw_batch`; as many as there are."""
+    if chances is None:
+        return torch.randperm(total, generator=generator)[:count]
+    return torch.multinomial(chances, min(count, int(chances.count_nonzero())), generator=generator)

@@ -65,9 +65,9 @@ class ClosedRefit(NoRefit):
 
     def after_cycle(self, generator: torch.Generator) -> None:
         """See `Refit.after_cycle`."""
-        indices = draw_sample(self._problem, CLOSED_INPUTS, generator)
-        self._solve(self._problem, self._student, self._problem.inputs[indices], self._config.damping,
-                    self._config.batch)
+        problem = self._problem
+        indices = draw_sample(len(problem.inputs), problem.chances, CLOSED_INPUTS, generator)
+        self._solve(problem, self._student, problem.inputs[indices], self._config.damping, self._config.batch)
 
 
 class DistillRefit:

@@ -41,7 +41,7 @@ class Objective:
             generator: draws the batch and its augmentation; on the CPU.
         """
         problem = self._problem
-        indices = draw_batch(problem, self._config.batch, generator)
+        indices = draw_batch(len(problem.inputs), problem.chances, self._config.batch, generator)
         inputs = problem.inputs[indices]
         if problem.augment is not None:
             inputs = problem.augment(inputs, generator)

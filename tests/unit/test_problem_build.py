@@ -6,10 +6,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from de_ray.config import ProblemConfig, TeacherConfig
+from de_ray.config import Config, ProblemConfig, RefitConfig, TeacherConfig
+from de_ray.evolve import saliency_inputs
 from de_ray.problem.augment import DISPLACED, REACH, augmentation, cutmix, shift
 from de_ray.problem.build import CLASSIFIERS, PROBLEMS, build_architecture, build_problem
 from de_ray.problem.sampling import draw_batch, draw_inputs, draw_sample
+from de_ray.refit.objective import Objective
+from de_ray.student import Student
 
 CONF = Path(__file__).parents[2] / "conf" / "problem"
 PARAMETERS = {"digits_mlp": 50_826, "lenet300": 266_610, "lenet5": 431_080}
@@ -84,17 +87,30 @@ def test_calibration_inputs_are_among_the_usable_ones_and_none_is_drawn_twice():
     assert draw_inputs(inputs, 10, 0, seed=0)[0].equal(inputs)
 
 
-def test_batches_and_samples_follow_the_chances(cache):
-    problem = build_problem(ProblemConfig(teacher=TeacherConfig(epochs=1)), seed=0)
-    count = len(problem.inputs)
+def test_batches_and_samples_follow_the_chances():
     generator = torch.Generator().manual_seed(0)
-    assert len(draw_sample(problem, 2 * count, generator)) == count
-    weighed = replace(problem, chances=torch.where(torch.arange(count) < 10, 0.09, 0.1 / (count - 10)))
-    batch = draw_batch(weighed, 10_000, generator)
+    assert draw_sample(100, None, 200, generator).sort().values.equal(torch.arange(100))
+    weighed = torch.where(torch.arange(100) < 10, 0.09, 0.1 / 90)
+    batch = draw_batch(100, weighed, 10_000, generator)
     assert 0.87 < (batch < 10).float().mean() < 0.93
-    assert draw_sample(weighed, 20, generator).unique().numel() == 20
-    only = replace(problem, chances=(torch.arange(count) < 10).float())
-    assert draw_sample(only, 20, generator).sort().values.equal(torch.arange(10)), "as many as there are"
+    assert draw_sample(100, weighed, 20, generator).unique().numel() == 20
+    only = (torch.arange(100) < 10).float()
+    assert draw_sample(100, only, 20, generator).sort().values.equal(torch.arange(10)), "as many as there are"
+
+
+def test_saliency_and_refit_see_inputs_by_their_chances(cache):
+    problem = build_problem(ProblemConfig(teacher=TeacherConfig(epochs=1)), seed=0)
+    problem = replace(problem, chances=(torch.arange(len(problem.inputs)) < 10).float())
+    seen = []
+
+    def forward(inputs):
+        seen.extend(inputs)
+        return problem.teacher(inputs)
+
+    Objective(problem, RefitConfig(batch=64), torch.device("cpu"))(forward, torch.Generator())
+    seen.extend(saliency_inputs(problem, Config(), Student(problem.teacher, problem.layers), 0).inputs)
+    assert len(seen) == 64 + 10
+    assert all(any(one.equal(other) for other in problem.inputs[:10]) for one in seen)
 
 
 def test_shift_moves_each_image_by_its_own_offset_and_fills_with_background():
