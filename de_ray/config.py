@@ -78,6 +78,9 @@ class DataConfig:
     objects that the teacher expects in them."""
     mosaic: float = 0.25
     """Share of the augmented images that are four images at half their size, in [0, 1]."""
+    emphasis: float = 0.0
+    """How much more refit minds what the teacher is sure of, >= 0: what it gives a probability p counts 1 + emphasis p
+    times. A student that cannot tell then errs towards seeing an object. The divergence that is measured stays."""
 
     def __post_init__(self) -> None:
         require(self.size >= 32, "problem.data.size", self.size, "at least 32")
@@ -85,6 +88,7 @@ class DataConfig:
         require(self.scenes >= 16, "problem.data.scenes", self.scenes, "at least 16")
         require_choice("problem.data.draw", self.draw, DRAWS)
         require(0 <= self.mosaic <= 1, "problem.data.mosaic", self.mosaic, "a number in [0, 1]")
+        require(0 <= self.emphasis < float("inf"), "problem.data.emphasis", self.emphasis, "a finite number, 0 or more")
 
 
 @dataclass
@@ -148,13 +152,16 @@ class ProblemConfig:
         if self.name not in (*DARKNETS, "ultralytics"):
             require(self.weights is None, "problem.weights", self.weights,
                     "nothing, unless problem is one of " + ", ".join((*DARKNETS, "ultralytics")))
+        require(not self.data.emphasis or self.divergence == "detection", "problem.data.emphasis", self.data.emphasis,
+                f"0 for problem.divergence={self.divergence}, which knows of no objects")
         if not detector:
             require(self.data == DataConfig(), "problem.data", self.data,
                     "nothing, unless problem is one of " + ", ".join(DETECTORS))
         elif self.name == "fashion_scenes":
-            own = DataConfig(size=self.data.size, scenes=self.data.scenes, mosaic=self.data.mosaic)
+            own = DataConfig(size=self.data.size, scenes=self.data.scenes, mosaic=self.data.mosaic,
+                             emphasis=self.data.emphasis)
             require(self.data == own, "problem.data", self.data,
-                    "size, scenes and mosaic alone, for problem=fashion_scenes")
+                    "size, scenes, mosaic and emphasis alone, for problem=fashion_scenes")
         else:
             require(self.data.scenes == DataConfig.scenes, "problem.data.scenes", self.data.scenes,
                     "nothing, unless problem=fashion_scenes")

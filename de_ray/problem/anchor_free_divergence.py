@@ -12,6 +12,8 @@ where mean_w is a weighted mean over pixels: neighbours say nearly the same, so 
 ones, and decoding cuts masks to their boxes, so that pixels in the teacher's box count for most. All cells' masks would
 be A x h x w numbers; beyond the cells with the largest p the same term is taken to second order in the coefficients,
 with the teacher's prototypes and at the most curvature that a pixel may have: p E |P^T (c_t - c_s)|^2 / (8 h w).
+
+For refit, a cell's terms can be given 1 + emphasis p times their weight; see `detection_divergence`.
 """
 
 from dataclasses import dataclass
@@ -40,9 +42,11 @@ class AnchorFreeDivergence:
 
     Args:
         head: what the outputs are.
+        emphasis: >= 0; the score, and so the curvature, is that of 0.
     """
 
     head: AnchorFree
+    emphasis: float = 0.0
 
     def __call__(self, teacher_out: Heads, student_out: Heads) -> Tensor:
         """float32 [N]; differentiable in the student's.
@@ -59,7 +63,10 @@ class AnchorFreeDivergence:
         given = not_below_zero((t_sides.exp() * (t_sides - s_sides)).sum((1, 2)))  # [N, A]
         if self.head.coefficients:
             given = given + self._masks(teacher_out, student_out, present)
-        return (bernoulli_kl(t_scores, s_scores).sum(1) + present * given).sum(1)
+        value = bernoulli_kl(t_scores, s_scores).sum(1) + present * given
+        if self.emphasis:
+            value = value * (1 + self.emphasis * present)
+        return value.sum(1)
 
     def score(self, output: Heads, generator: torch.Generator) -> Tensor:
         """A random scalar whose gradient's covariance is the curvature at equal outputs; see `TensorDivergence.score`.

@@ -73,6 +73,8 @@ class Problem:
     """On held-out data, labelled where there are labels; called for the report alone."""
     augment: Augment | None = None
     """Label-free augmentation of refit inputs."""
+    objective: Divergence | None = None
+    """What refit minimises; None: `divergence`."""
     chances: Tensor | None = None
     """float32 [M] >= 0: how often each input is drawn for saliency and refit, in proportion; None: all alike."""
     pictures: "Callable[[Mapping[str, nn.Module]], Figure] | None" = None

@@ -45,6 +45,8 @@ class Detector:
     """Outputs for N images -> N detections, in pixels of the input."""
     divergence: Divergence
     """Of `problem.divergence=detection`."""
+    objective: Divergence
+    """The same with `problem.data.emphasis`, for refit."""
 
 
 def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Path) -> Problem:
@@ -94,6 +96,7 @@ def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Pat
         calibration=calibration, held_out=held_out,
         divergence=detector.divergence if config.divergence == "detection" else make_divergence(config.divergence),
         metrics=metrics, augment=augment, chances=chances,
+        objective=detector.objective if config.divergence == "detection" else None,
         pictures=DetectionPictures(metrics, held_out, letterboxes, annotations.class_names))
 
 

@@ -45,8 +45,9 @@ def build_detector(config: ProblemConfig, seed: int) -> Problem:
         teacher = load_weights(network, weights)
     teacher.requires_grad_(False)
     architecture = config.name if config.cfg is None else f"darknet:{Path(config.cfg).name}"
-    detector = Detector(teacher, architecture, classes(sections), partial(detect, heads=teacher.heads),
-                        detection_divergence(classes(sections)))
+    number = classes(sections)
+    detector = Detector(teacher, architecture, number, partial(detect, heads=teacher.heads),
+                        detection_divergence(number), detection_divergence(number, emphasis=config.data.emphasis))
     return coco_problem(config, seed, detector, root)
 
 

@@ -74,13 +74,14 @@ def build_scenes(config: ProblemConfig, seed: int) -> Problem:
     letterboxes = [Letterbox(size, size, size)] * len(held_out)
     annotations = Annotations(held_out.coco(), ())
     metrics = DetectionMetrics(teacher, partial(detect, head=teacher.head), held_out.images, letterboxes, annotations)
-    anchor_free = AnchorFreeDivergence(teacher.head)
+    of_detection = config.divergence == "detection"
     return Problem(
         name=config.name, architecture=config.name, teacher=teacher,
         layers=find_layers(teacher, config.include, config.exclude), inputs=inputs, calibration=calibration,
         held_out=held_out.images,
-        divergence=anchor_free if config.divergence == "detection" else make_divergence(config.divergence),
+        divergence=AnchorFreeDivergence(teacher.head) if of_detection else make_divergence(config.divergence),
         metrics=metrics, augment=augment,
+        objective=AnchorFreeDivergence(teacher.head, config.data.emphasis) if of_detection else None,
         pictures=DetectionPictures(metrics, held_out.images, letterboxes, annotations.class_names))
 
 

@@ -40,7 +40,7 @@ def build_ultralytics(config: ProblemConfig, seed: int) -> Problem:
     find_layers(teacher, config.include, config.exclude)  # a mistyped pattern need not wait for data
     require_size(config, teacher.head.strides)
     detector = Detector(teacher, ULTRALYTICS + architecture, teacher.head.classes, partial(detect, head=teacher.head),
-                        AnchorFreeDivergence(teacher.head))
+                        AnchorFreeDivergence(teacher.head), AnchorFreeDivergence(teacher.head, config.data.emphasis))
     _say(teacher, architecture)
     return coco_problem(config, seed, detector, root)
 

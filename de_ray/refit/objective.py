@@ -1,4 +1,4 @@
-"""What every refit minimises: a network's mean divergence from the teacher on random inputs, without labels."""
+"""What every refit minimises: how far a network is from the teacher on random inputs, without labels."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -17,13 +17,13 @@ CACHE_BYTES = 256 * 2**20
 
 
 class Objective:
-    """Mean divergence on a random batch of a problem's inputs, augmented as the problem has it.
+    """Mean `Problem.objective` on a random batch of a problem's inputs, augmented as the problem has it.
 
     Args:
-        problem: inputs, teacher, divergence, augmentation.
+        problem: inputs, teacher, objective, augmentation.
         config: `batch` and `precision` are used.
         device: where networks run.
-        share: rank and number of workers that take the divergence of a batch together, each on its part of it.
+        share: rank and number of workers that take the mean of a batch together, each on its part of it.
     """
 
     def __init__(self, problem: Problem, config: RefitConfig, device: torch.device,
@@ -34,7 +34,7 @@ class Objective:
         self._teacher: nn.Module = problem.teacher.to(device)
 
     def __call__(self, forward: Callable[[Tensor], Output], generator: torch.Generator) -> Tensor:
-        """Draw a batch and take the divergence of `forward` from the teacher on it: [], differentiable.
+        """Draw a batch and take the mean of how far `forward` is from the teacher on it: [], differentiable.
 
         Args:
             forward: inputs [N, ...] on the device -> the network's outputs.
@@ -56,7 +56,7 @@ class Objective:
             else:
                 expected = self._expected(inputs)
             found = forward(inputs)
-        return problem.divergence(expected, found).mean()
+        return (problem.objective or problem.divergence)(expected, found).mean()
 
     @torch.no_grad()
     def _expected(self, inputs: Tensor) -> Output:

@@ -65,7 +65,8 @@ def test_a_custom_problem_says_what_it_needs():
     ("ultralytics", "problem.teacher.batch=3"), ("yolov3_tiny", "problem.data.scenes=32"),
     ("fashion_scenes", "problem.data.root=coco"), ("fashion_scenes", "problem.data.unlabelled=[photographs]"),
     ("fashion_scenes", "problem.data.draw=objects"), ("yolov3_tiny", "problem.data.draw=some"),
-    ("yolov3_tiny", "problem.data.mosaic=1.5"),
+    ("yolov3_tiny", "problem.data.mosaic=1.5"), ("yolov3_tiny", "problem.data.emphasis=-1"),
+    ("yolov3_tiny", "problem.data.emphasis=inf"), ("lenet5_mnist", "problem.data.emphasis=1"),
 ])
 def test_an_option_that_a_detector_would_not_read_is_refused(problem, override):
     with pytest.raises(ValueError, match="expected") as error:

@@ -130,6 +130,9 @@ def test_the_terms_have_the_weights_of_the_chain_rule():
     shifted = moved(both, "boxes", 2.0)
     after = shifted["boxes"][0][1, :4, 1, 2].log_softmax(0)
     torch.testing.assert_close(KL(both, shifted)[1], present * (before.exp() * (before - after)).sum())
+    emphasised = AnchorFreeDivergence(HEAD, emphasis=3.0)
+    for student in (scored, shifted):
+        torch.testing.assert_close(emphasised(both, student)[1], KL(both, student)[1] * (1 + 3 * present))
 
 
 def test_a_mask_counts_for_its_pixels_and_those_in_the_box_most():

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import pickle
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from de_ray.config import DataConfig, ProblemConfig
+from de_ray.config import DataConfig, ProblemConfig, RefitConfig
 from de_ray.problem import detection_augment
 from de_ray.problem.bernoulli import bernoulli_kl
 from de_ray.problem.build import build_problem
@@ -23,6 +24,7 @@ from de_ray.problem.detection import MOST, Detections, Letterbox, decode, detect
 from de_ray.problem.detection_augment import Mosaics, augment_detection
 from de_ray.problem.detection_divergence import SIGMA, detection_divergence
 from de_ray.problem.detection_metrics import agreement, average_precision
+from de_ray.refit.objective import Objective
 from tests.networks import small_cfg
 
 HEAD = Head(((10.0, 20.0), (40.0, 30.0)), 2, 16)
@@ -137,6 +139,20 @@ def test_the_terms_have_the_weights_of_the_chain_rule():
     torch.testing.assert_close(after(4, 2.0), bernoulli_kl(torch.tensor(1.0), torch.tensor(3.0)))
 
 
+def test_emphasis_weighs_anchors_by_the_teachers_objectness():
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (4 * torch.randn(2, 14, 2, 3, generator=generator) for _ in range(2))
+    expected = torch.zeros(2)
+    anchors = teacher.view(2, 2, 7, 2, 3)
+    for anchor, row, column in itertools.product(range(2), range(2), range(3)):
+        # All others equal: what is left is that anchor's share.
+        alone = teacher.clone().view_as(anchors)
+        alone[:, anchor, :, row, column] = student.view_as(anchors)[:, anchor, :, row, column]
+        share = KL([teacher], [alone.flatten(1, 2)])
+        expected += share * (1 + 3 * anchors[:, anchor, 4, row, column].sigmoid())
+    torch.testing.assert_close(detection_divergence(2, emphasis=3.0)([teacher], [student]), expected)
+
+
 def test_a_failed_student_has_a_divergence_that_is_not_finite():
     teacher = torch.zeros(3, 14, 1, 1)
     student = teacher.clone()
@@ -240,10 +256,23 @@ def coco(tmp_path):
 
 def small(coco, **fields):
     data = DataConfig(str(coco), fields.pop("unlabelled", []), 64, fields.pop("workers", 0),
-                      draw=fields.pop("draw", "uniform"))
+                      draw=fields.pop("draw", "uniform"), emphasis=fields.pop("emphasis", 0.0))
     values = {"name": "yolov3_tiny", "divergence": "detection", "cfg": str(coco / "small.cfg"), "weights": "random",
               "data": data, "calibration_size": 4}
     return ProblemConfig(**values | fields)
+
+
+def test_refit_minimises_the_emphasised_divergence_and_the_plain_one_is_measured(coco):
+    plain, problem = build_problem(small(coco), seed=0), build_problem(small(coco, emphasis=5.0), seed=0)
+    expected = problem.teacher(problem.inputs[:2])
+    found = [head + 1 for head in expected]
+    measured = problem.divergence(expected, found)
+    assert measured.equal(plain.divergence(expected, found))
+    assert (problem.objective(expected, found) > 1.5 * measured).all()
+    losses = [Objective(one, RefitConfig(batch=2), torch.device("cpu"))(
+        lambda inputs: [head + 1 for head in problem.teacher(inputs)], torch.Generator().manual_seed(0))
+        for one in (plain, problem)]
+    assert losses[1] > 1.5 * losses[0] > 0
 
 
 def test_worker_processes_read_the_same_images_in_order(coco):
