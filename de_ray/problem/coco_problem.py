@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from de_ray.config import ProblemConfig, require
 from de_ray.problem.base import Divergence, Output, Problem
-from de_ray.problem.cache import cache_folder
+from de_ray.problem.cache import cache_folder, kept
 from de_ray.problem.coco import ANNOTATIONS, TRAIN, VALIDATION, image_files, load_images, read_annotations
 from de_ray.problem.detection import Detections
 from de_ray.problem.detection_augment import Mosaics, augment_detection
@@ -28,6 +28,8 @@ COCO_URLS = "http://images.cocodataset.org/zips/{train2017,val2017}.zip and " \
             "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"
 """Where COCO can be downloaded."""
 
+OBJECTS_RECIPE = "1"
+"""Version of how objects are found and counted; raised whenever what is kept in the cache would change."""
 LEAST_CHANCE = 0.1
 """Of an image without any object, where one with one object has 1 more."""
 
@@ -101,9 +103,13 @@ def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Pat
 
 
 def expected_objects(detector: Detector, images: Tensor) -> Tensor:
-    """float32 [M]: the sum of the scores of what the teacher finds in each image [M, 3, S, S]."""
-    log.info("how many objects the teacher expects in each of %d images", len(images))
-    return torch.tensor([float(each.scores.sum()) for each in find(detector.teacher, detector.detect, images)])
+    """float32 [M]: the sum of the scores of what the teacher finds in each image [M, 3, S, S]; kept in the cache."""
+    def compute() -> Tensor:
+        log.info("how many objects the teacher expects in each of %d images", len(images))
+        return torch.tensor([float(each.scores.sum()) for each in find(detector.teacher, detector.detect, images)])
+
+    teacher = detector.teacher
+    return kept("objects", [OBJECTS_RECIPE, repr(teacher), *teacher.state_dict().values(), images], compute)
 
 
 def require_size(config: ProblemConfig, strides: Sequence[int]) -> None:

@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 import pickle
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -389,7 +390,7 @@ def test_mosaics_are_of_four_images_by_their_chances(monkeypatch, dtype):
     assert (quarters[:, :, :, 0].flatten(1).sort(1).values.diff() > 0).any(1).float().mean() > 0.9
 
 
-def test_images_are_drawn_by_the_objects_that_the_teacher_expects(coco):
+def test_images_are_drawn_by_the_objects_that_the_teacher_expects(coco, cache):
     problem = build_problem(small(coco, unlabelled=[str(coco / "more")], draw="objects"), seed=0)
     find = partial(detect, heads=problem.teacher.heads)
     expected = [float(find(problem.teacher(image[None]))[0].scores.sum()) for image in problem.inputs]
@@ -397,6 +398,33 @@ def test_images_are_drawn_by_the_objects_that_the_teacher_expects(coco):
     assert problem.chances.tolist() == pytest.approx([LEAST_CHANCE + one for one in expected], rel=1e-4)
     assert all(any(image.equal(one) for one in problem.inputs) for image in problem.calibration)
     assert problem.calibration.flatten(1).unique(dim=0).shape[0] == 4, "none twice"
+
+
+def test_the_pass_over_all_images_is_made_once(coco, cache, caplog):
+    caplog.set_level("INFO")
+
+    def chances(seed=0):
+        """Of a build, and whether the teacher had to look at the images."""
+        caplog.clear()
+        found = build_problem(small(coco, draw="objects"), seed=seed).chances
+        return found, "how many objects" in caplog.text
+
+    first, made = chances()
+    again, anew = chances()
+    assert made and not anew and again.equal(first)
+    assert chances(seed=1)[1], "other weights"
+    Image.new("RGB", (80, 60)).save(coco / "train2017" / "0.png")
+    changed, made = chances()
+    assert made and not changed.equal(first)
+    for file in (cache / "objects").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    mended, made = chances()
+    assert made and mended.equal(changed) and "damaged and made anew" in caplog.text
+    assert not chances()[1]
+    shutil.rmtree(cache / "objects")
+    (cache / "objects").write_text("not a folder")
+    unkept, made = chances()
+    assert made and unkept.equal(changed) and "objects is not kept" in caplog.text
 
 
 def test_what_augmentation_brings_in_is_the_letterboxes_grey():
