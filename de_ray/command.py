@@ -55,7 +55,10 @@ def _plain(config: DictConfig) -> dict:
 
 def _differences(prefix: str, base: dict, ours: dict) -> Iterator[str]:
     more = {key: value for key, value in ours.items() if key not in base}
-    if more:  # of a mapping that users may extend, such as targets by layer glob
+    # Of a mapping that users may extend, such as targets by layer glob. Hydra takes a number in braces for one.
+    for key in [key for key in more if key.isdigit()]:
+        yield f"+{prefix}{key}={_text(more.pop(key))}"
+    if more:
         yield f"+{prefix.rstrip('.')}={_text(more)}"
     for key in (key for key in ours if key in base):
         value, name = ours[key], f"{prefix}{key}"

@@ -18,8 +18,9 @@ ULTRALYTICS = "ultralytics:"
 """Of architectures of that package, before the name of the YAML."""
 RANDOM = "random"
 """In place of a path of weights."""
-WORKER_GPUS = 0.5
-"""Of a GPU, for each of several workers of refit; evaluators, which stay where they are, have the other half."""
+WORKER_GPUS = 0.4
+"""Of a GPU, for each of several workers of refit; evaluators, which stay where they are, have the rest: more than half,
+so that a GPU has one of them."""
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
@@ -79,8 +80,9 @@ class DataConfig:
     mosaic: float = 0.25
     """Share of the augmented images that are four images at half their size, in [0, 1]."""
     emphasis: float = 0.0
-    """How much more refit minds what the teacher is sure of, >= 0: what it gives a probability p counts 1 + emphasis p
-    times. A student that cannot tell then errs towards seeing an object. The divergence that is measured stays."""
+    """How much more refit minds what the teacher is sure of, >= 0: a place that has an object with probability p counts
+    1 + emphasis p times, so that a student that cannot tell errs towards seeing one. What is measured stays as it is;
+    `problem.divergence=detection` alone."""
 
     def __post_init__(self) -> None:
         require(self.size >= 32, "problem.data.size", self.size, "at least 32")
@@ -331,8 +333,8 @@ class RefitConfig:
     """Whether learning rates, that of quantization included, are relative to the size of each layer's weights. They
     should be where layers differ in size by much, as they do once batch norm is folded."""
     workers: int = 1
-    """Processes that share each batch of distillation, >= 1 and a divisor of `batch`. Each has half a GPU where
-    `device` is one, and evaluators the other half unless `pool.gpus` says otherwise; else `threads` threads. Other
+    """Processes that share each batch of distillation, >= 1 and a divisor of `batch`. Each has 0.4 of a GPU where
+    `device` is one, and evaluators the rest unless `pool.gpus` says otherwise; else `threads` threads. Other
     counts round differently."""
     damping: float = 0.01
     """Ridge of least_squares and obs, as a share of the mean diagonal of the inputs' Gram matrix, > 0."""

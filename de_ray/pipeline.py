@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -137,7 +138,10 @@ def fingerprint(problem: Problem, config: Config) -> dict:
     for key in ("resume", "tracking", "cluster", "device", "sweep"):
         del fields[key]
     del fields["problem"]["data"]["workers"]
-    fields["teacher_digest"] = float(sum(p.double().abs().sum() for p in problem.teacher.parameters()))
+    digest = hashlib.sha256()  # of bytes: a sum would depend on the processor
+    for parameter in problem.teacher.parameters():
+        digest.update(parameter.detach().cpu().contiguous().numpy())
+    fields["teacher_digest"] = digest.hexdigest()
     return fields
 
 

@@ -98,19 +98,19 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
 
     if limit is None:
         return _refitted(problem, config, given, plan(None))
-    pruned = student.values()
+    pruned = student.state()  # values alone would leave out buffers, which are rounded too
 
     def replan(allowance: int) -> Plan:
-        student.set_values(pruned)
+        student.load_state(pruned)
         return plan(allowance)
 
     def make(decided: Plan) -> tuple[int, tuple[Quantized, dict[str, Tensor]]]:
         found = _refitted(problem, config, given, decided)
         size = len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared))
-        return size, (found, student.values())
+        return size, (found, student.state())
 
-    size, (found, values) = within(limit, limit - overhead(problem, unread), replan, make)
-    student.set_values(values)
+    size, (found, state) = within(limit, limit - overhead(problem, unread), replan, make)
+    student.load_state(state)
     if size > limit:
         log.warning("the file has %d bytes, more than the %d that were asked for; take more evolution.cycles, which "
                     "aim better, or lower quantization.bits", size, limit)

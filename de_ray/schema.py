@@ -74,7 +74,8 @@ def resumed(config: Config, overrides: list[str]) -> tuple[Config, Path]:
     """The configuration and the folder of an interrupted run.
 
     Args:
-        config: of which `resume` is read, and `cluster` where overrides name it: where a run continues is free.
+        config: of which `resume` is read, and `cluster` where overrides name it, with what that says of the pool: where
+            a run continues is free. Its storage stays unless another one is named.
         overrides: given beside; no others are allowed, since a run continues as it was configured.
 
     Raises:
@@ -95,4 +96,10 @@ def resumed(config: Config, overrides: list[str]) -> tuple[Config, Path]:
         raise FileNotFoundError(f"resume={folder}: no {CONFIG_FILE} there; expected the output folder of a run, such "
                                 "as outputs/digits-directed/...")
     saved = to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
-    return (dataclasses.replace(saved, cluster=config.cluster) if "cluster" in names else saved), Path(folder)
+    if "cluster" not in names:
+        return saved, Path(folder)
+    cluster = config.cluster
+    if cluster.storage is None and not any(one.lstrip("+").startswith("cluster.storage=") for one in overrides):
+        cluster = dataclasses.replace(cluster, storage=saved.cluster.storage)
+    pool = dataclasses.replace(saved.pool, autoscale=config.pool.autoscale)
+    return dataclasses.replace(saved, cluster=cluster, pool=pool), Path(folder)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from de_ray import codec
+from de_ray.config import ProblemConfig
 from de_ray.problem.base import Output, Problem
 
 if TYPE_CHECKING:
@@ -64,27 +65,29 @@ def _joined(outputs: list[Output]) -> Any:
     return first
 
 
-def saver(problem: Problem, file: Path, module: nn.Module, model: str | None) -> Any:
+def saver(problem: Problem, file: Path, module: nn.Module, config: ProblemConfig) -> Any:
     """What `Tracker.log_model` calls to write a compressed network as an MLflow model.
 
     Args:
         problem: what was compressed.
         file: the compressed file.
         module: what it decodes to, on the CPU.
-        model: `package.module:build` of a custom problem.
+        config: of the problem; says how the network is built where its name does not.
     """
-    return partial(_save, problem, file, module, model)
+    return partial(_save, problem, file, module, config)
 
 
-def _save(problem: Problem, file: Path, module: nn.Module, model: str | None, path: Path, metadata: "Model") -> None:
+def _save(problem: Problem, file: Path, module: nn.Module, config: ProblemConfig, path: Path,
+          metadata: "Model") -> None:
     from mlflow import pyfunc
 
     here = [f"{name}=={version(name)}" for name in ("de-ray", *REQUIREMENTS)]
+    cfg = None if config.cfg is None else Path(config.cfg).expanduser().read_text()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it wants an example beside the signature
         pyfunc.save_model(path, loader_module=__name__, data_path=str(file), mlflow_model=metadata,
                           pip_requirements=here, signature=_signature(problem, module),
-                          model_config={"architecture": problem.architecture, "model": model,
+                          model_config={"architecture": problem.architecture, "model": config.model, "cfg": cfg,
                                         "dtype": str(problem.held_out.dtype).removeprefix("torch.")})
 
 
@@ -104,19 +107,33 @@ def _signature(problem: Problem, module: nn.Module) -> Any:
     return ModelSignature(described(sample), described(output) if isinstance(output, Tensor) else None)
 
 
+def _build(config: dict) -> nn.Module:
+    """The network that a file's weights are for; see `_load_pyfunc`."""
+    if config.get("model"):
+        from de_ray.problem.custom import import_model
+
+        return import_model(config["model"])
+    if config.get("cfg"):
+        from de_ray.problem.darknet import Darknet
+        from de_ray.problem.darknet_cfg import parse
+
+        return Darknet(parse(config["cfg"], config["architecture"])).eval()
+    from de_ray.problem.build import build_architecture
+
+    return build_architecture(config["architecture"])
+
+
 def _load_pyfunc(path: str, model_config: dict | None = None) -> Predictor:
     """MLflow's protocol of a loader.
 
     Args:
         path: of the compressed file.
-        model_config: the architecture, what builds it where it is the user's own, and the type of inputs.
+        model_config: the architecture, what builds it where it is the user's own (`model`, or a Darknet `cfg` as
+            text), and the type of inputs.
 
     Raises:
         ValueError: the architecture is not built in and no `model` is given.
     """
-    from de_ray.problem.build import build_architecture
-    from de_ray.problem.custom import import_model
-
     config = model_config or {}
-    module = import_model(config["model"]) if config.get("model") else build_architecture(config["architecture"])
+    module = _build(config)
     return Predictor(codec.fill(module.float(), codec.decode(path)), getattr(torch, config["dtype"]))

@@ -89,7 +89,7 @@ def _compress(problem: Problem, config: Config, folder: Path, tracker: Tracker, 
     written = write_result(result, problem, folder)
     track_result(tracker, result.report, written)
     if config.tracking.model:
-        tracker.log_model("student", saver(problem, folder / STUDENT_FILE, result.model, config.problem.model),
+        tracker.log_model("student", saver(problem, folder / STUDENT_FILE, result.model, config.problem),
                           config.tracking.register)
     print_report(result.report, written)
     return result

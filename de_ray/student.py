@@ -22,6 +22,8 @@ class Student:
     def __init__(self, module: nn.Module, layers: Sequence[Layer], device: torch.device | str = "cpu") -> None:
         # Flat indices name positions of contiguous weights, whatever layout the teacher's have.
         self.module = copy.deepcopy(module).to(device, memory_format=torch.contiguous_format)
+        for parameter in self.module.parameters():  # the above is for convolutions in two and three dimensions alone
+            parameter.data = parameter.data.contiguous()
         self.module.eval().requires_grad_(False)
         self.layers = tuple(layers)
         self.weights = [self.module.get_submodule(layer.name).weight for layer in self.layers]

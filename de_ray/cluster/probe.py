@@ -39,31 +39,33 @@ def require_ready(config: Config, folder: Path) -> None:
         ValueError: naming the nodes and what they lack.
     """
     nodes = _nodes()
-    place = shared_folder(config, folder)
     if config.cluster.storage is None and len(nodes) > 1:
         log.warning("cluster.storage is not set: checkpoints stay on this node and go with it")
-    if place is None or config.cluster.storage is None and len(nodes) == 1:
-        marker = None
-    else:
-        marker = f".de-ray-{secrets.token_hex(8)}"
-        _write(place, marker)
+    alone = config.cluster.storage is None and len(nodes) == 1
+    marker, written = f".de-ray-{secrets.token_hex(8)}", []
     try:
+        for place in [] if alone else shared_folders(config, folder):
+            _write(place, marker)
+            written.append(place)
         if len(nodes) > 1:
-            _require_all(nodes, place, marker, config.problem.model)
+            _require_all(nodes, written, marker, config)
     finally:
-        if marker is not None:
+        for place in written:
             filesystem, root = open_storage(place)
             filesystem.rm_file(f"{root}/{marker}")
 
 
-def shared_folder(config: Config, folder: Path) -> str | None:
-    """What all nodes must reach: the run's part of the storage, or its own folder where Tune writes to that.
+def shared_folders(config: Config, folder: Path) -> list[str]:
+    """What all nodes must reach: the run's part of the storage, and its own folder where they write to that.
 
-    None: nothing, since nothing but replicas runs on other nodes.
+    A sweep's trials write there wherever they run, Tune's records of widths only where there is no storage. None where
+    nothing but replicas runs on other nodes.
     """
-    if config.cluster.storage is not None:
-        return location(config.cluster.storage, folder)
-    return str(folder.absolute()) if config.quantization.bits is None else None
+    storage = config.cluster.storage
+    places = [] if storage is None else [location(storage, folder)]
+    if config.sweep is not None or storage is None and config.quantization.bits is None:
+        places.append(str(folder.absolute()))
+    return places
 
 
 def _nodes() -> dict[str, str]:
@@ -84,12 +86,13 @@ def _write(place: str, marker: str) -> None:
                          "cluster.storage, and what this machine's role may do") from error
 
 
-def _require_all(nodes: dict[str, str], place: str | None, marker: str | None, model: str | None) -> None:
+def _require_all(nodes: dict[str, str], places: list[str], marker: str, config: Config) -> None:
     """Ask every node at once; raise `ValueError` with all that they lack."""
+    model = config.problem.model
     module = model.partition(":")[0] if model else None
     task = ray.remote(num_cpus=0, max_retries=0)(_look)
     calls = {node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-        versions(), place, marker, module) for node in nodes}
+        versions(), places, marker, module) for node in nodes}
     ray.wait(list(calls.values()), num_returns=len(calls), timeout=START_SECONDS)
     faults = []
     for node, call in calls.items():
@@ -103,18 +106,20 @@ def _require_all(nodes: dict[str, str], place: str | None, marker: str | None, m
             found = [f"no answer within {START_SECONDS:g} s ({type(error).__name__})"]
         faults += [f"node {nodes[node]} ({node[:8]}): {fault}" for fault in found]
     if faults:
-        raise ValueError("; ".join(faults) + ". All nodes need the driver's packages, and a folder that they share: "
-                         "set cluster.storage=s3://... or to such a folder")
+        way = "set cluster.storage=s3://... or to such a folder" if config.sweep is None else \
+            "start the sweep in one, since its trials write there (hydra.run.dir=...)"
+        raise ValueError("; ".join(faults) + f". All nodes need the driver's packages, and a folder that they share: "
+                         f"{way}")
 
 
-def _look(expected: dict[str, str], place: str | None, marker: str | None, module: str | None) -> list[str]:
+def _look(expected: dict[str, str], places: list[str], marker: str, module: str | None) -> list[str]:
     """What the node that this runs on lacks."""
     faults = [f"{name} is {have.get(name)} there and {expected[name]} here" for have in [versions()]
               for name in SOFTWARE if name in expected and have.get(name) != expected[name]]
     if module is not None and importlib.util.find_spec(module.partition(".")[0]) is None:
         faults.append(f"no module {module!r} there, which problem.model names; cluster.submit=true ships the working "
                       "folder, or put it into the image")
-    if place is not None and marker is not None:
+    for place in places:
         try:
             filesystem, root = open_storage(place)
             if filesystem.cat_file(f"{root}/{marker}") != marker.encode():

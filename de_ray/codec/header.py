@@ -170,6 +170,8 @@ def read_entries(data: bytes) -> tuple[str, list[Entry]]:
     for _ in range(reader.varint(len(data))):
         shared = reader.varint(len(before))
         before = before[:shared] + reader.take(reader.varint(MAX_NAME))
+        if len(before) > MAX_NAME:
+            raise DamagedFileError(f"a name of {len(before)} bytes, expected at most {MAX_NAME}")
         entries.append(_read_entry(reader, _text(before), entries))
     if reader.position != len(data):
         raise DamagedFileError(f"{len(data) - reader.position} bytes follow its description's end")

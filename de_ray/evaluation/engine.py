@@ -69,7 +69,7 @@ class Engine:
         stack = self.stack(layers, samples)
         for start in range(0, len(candidates), stack):
             some = candidates[start:start + stack]
-            innermost = self._innermost(suffix, some, given, batch)
+            innermost = self._innermost(suffix, some, given, batch) if suffix.stackable else {}
             with precision(in_precision, self._student.weights[0].device):
                 values = suffix.run(some, given, innermost, samples)
             yield len(some), self.program.assemble(values)

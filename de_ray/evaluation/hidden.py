@@ -73,9 +73,13 @@ def hidden_groups(program: Program, state: Mapping[str, Tensor]) -> list[Group]:
 
     Args:
         program: the captured network.
-        state: its parameters and buffers by state-dict key, as the program reads them.
+        state: its parameters and buffers by state-dict key, as the program reads them. One that has several keys goes by
+            the first, as layers do.
     """
-    return _Tracer(program, {value.data_ptr(): name for name, value in state.items()}).run()
+    names: dict[int, str] = {}
+    for name, value in state.items():
+        names.setdefault(value.data_ptr(), name)
+    return _Tracer(program, names).run()
 
 
 class _Tracer:

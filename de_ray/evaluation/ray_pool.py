@@ -115,10 +115,13 @@ class RayPool:
             raise ValueError(f"pool.actors={config.actors}: expected at most {places}, which is what the cluster's "
                              f"{resources.get('CPU', 0):g} CPUs and {cluster_gpus:g} GPUs have room for with "
                              f"pool.threads={config.threads} and pool.gpus={self._gpus:g}")
-        setup.device = "cuda" if self._gpus else "cpu"
-        # Spread: a node that leaves should take few of them along, and object stores and memory are per node.
+        setup = setup.for_device("cuda" if self._gpus else "cpu")
+        # Spread: a node that leaves should take few of them along, and object stores and memory are per node. Within a
+        # trial of Tune's they take the places that it has reserved, which any strategy of their own would pass by.
+        reserved = ray.util.get_current_placement_group() is not None
         self._actor_class = ray.remote(replica).options(num_cpus=0 if self._gpus else config.threads,
-                                                        num_gpus=self._gpus, scheduling_strategy="SPREAD")
+                                                        num_gpus=self._gpus,
+                                                        **({} if reserved else {"scheduling_strategy": "SPREAD"}))
         with _memory_explained():
             self._setup = ray.put(setup)
         self._student = student
@@ -139,7 +142,8 @@ class RayPool:
         """Actors for which the cluster has room, as it is now."""
         resources = ray.cluster_resources()
         if self._gpus:
-            return int(resources.get("GPU", 0) / self._gpus)
+            gpus = resources.get("GPU", 0)
+            return int(gpus) * int(1 / self._gpus) if self._gpus < 1 else int(gpus / self._gpus)  # none is on two GPUs
         return int(resources.get("CPU", 1) / self._config.threads)
 
     def _grow(self) -> None:

@@ -1,5 +1,6 @@
 """A resident student on one device, which evaluates candidates against the teacher."""
 
+import copy
 import logging
 import resource
 import sys
@@ -41,6 +42,18 @@ class ReplicaSetup:
         self.threads = thread_count
         self.cache_mb = cache_mb
         self.screen_precision = screen_precision
+
+    def for_device(self, device: str) -> "ReplicaSetup":
+        """The same for replicas in other processes, on a device of theirs.
+
+        The teacher travels on the CPU: they may have no GPU, or know theirs by another number. Batches are tensors of
+        their own: a part of one travels with all of it.
+        """
+        setup = copy.copy(self)
+        setup.device = device
+        setup.teacher = copy.deepcopy(self.teacher).to("cpu")
+        setup.batches = tuple(batch.clone() for batch in self.batches)
+        return setup
 
 
 class Replica:

@@ -50,7 +50,9 @@ def fisher_diagonal(given: SaliencyInputs) -> list[Tensor]:
     try:
         for batch in given.inputs.split(given.batch):
             score = given.problem.divergence.score(module(batch.to(device)), given.generator)
-            for total, gradient in zip(totals, torch.autograd.grad(score, weights), strict=True):
+            # The output may not depend on a layer, such as one that only training uses.
+            gradients = torch.autograd.grad(score, weights, materialize_grads=True)
+            for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient.square()
     finally:
         for weight in weights:
@@ -61,7 +63,8 @@ def fisher_diagonal(given: SaliencyInputs) -> list[Tensor]:
 def output_grams(given: SaliencyInputs) -> list[Tensor]:
     """E[g g^T] of the score's gradients g at each layer's outputs, summed over positions: float64 [G, R / G, R / G].
 
-    G groups of R rows as the layer's convolution has them, 1 for others.
+    G groups of R rows as the layer's convolution has them, 1 for others. That of a layer which is never called is
+    unknown: the unit matrix.
     """
     module, layers = given.student.module, given.student.layers
     called: list[list[Tensor]] = [[] for _ in layers]
@@ -72,7 +75,7 @@ def output_grams(given: SaliencyInputs) -> list[Tensor]:
             return output.clone()  # an activation in place would otherwise make it its own result
         return hook
 
-    totals: list[Tensor | float] = [0.0] * len(layers)
+    totals: list[Tensor | None] = [None] * len(layers)
     hooks = [module.get_submodule(layer.name).register_forward_hook(collect(i)) for i, layer in enumerate(layers)]
     weights = given.student.weights
     groups = layer_groups(given.student)
@@ -81,18 +84,22 @@ def output_grams(given: SaliencyInputs) -> list[Tensor]:
     try:
         for batch in given.inputs.split(given.batch):
             score = given.problem.divergence.score(module(batch.to(weights[0].device)), given.generator)
-            gradients = iter(torch.autograd.grad(score, [output for of in called for output in of]))
+            outputs = [output for of in called for output in of]
+            gradients = iter(torch.autograd.grad(score, outputs, materialize_grads=True))
             for index, (weight, of) in enumerate(zip(weights, called, strict=True)):
                 for _ in of:
                     rows = _by_rows(next(gradients), weight, groups[index])  # [G, R / G, P]
-                    totals[index] = totals[index] + torch.bmm(rows, rows.transpose(1, 2)).double()
+                    gram = torch.bmm(rows, rows.transpose(1, 2)).double()
+                    totals[index] = gram if totals[index] is None else totals[index] + gram
                 of.clear()
     finally:
         for hook in hooks:
             hook.remove()
         for weight in weights:
             weight.requires_grad_(False)
-    return [total / len(given.inputs) for total in totals]
+    return [total / len(given.inputs) if total is not None else
+            torch.eye(len(weight) // count, dtype=torch.float64, device=weight.device).repeat(count, 1, 1)
+            for total, weight, count in zip(totals, weights, groups, strict=True)]
 
 
 def _by_rows(gradient: Tensor, weight: Tensor, groups: int) -> Tensor:

@@ -69,8 +69,8 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
     counts = dict.fromkeys(layers, 0)
 
     def collect(index: int):
-        def hook(module: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> None:
-            rows = layer_rows(module, args[0])
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], _: Tensor) -> None:
+            rows = layer_rows(module, args[0] if args else kwargs["input"])
             if biases and module.bias is not None:
                 rows = with_constant(rows)
             gram = torch.bmm(rows.transpose(1, 2), rows).double()
@@ -78,7 +78,8 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
             counts[index] += rows.shape[1]
         return hook
 
-    hooks = [student.module.get_submodule(student.layers[i].name).register_forward_hook(collect(i)) for i in layers]
+    hooks = [student.module.get_submodule(student.layers[i].name).register_forward_hook(collect(i), with_kwargs=True)
+             for i in layers]
     try:
         with torch.no_grad():
             for part in inputs.split(batch):
@@ -86,7 +87,18 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
     finally:
         for hook in hooks:
             hook.remove()
-    return [grams[index] / counts[index] for index in layers]
+    return [grams[index] / counts[index] if index in grams else _independent(student, index, biases)
+            for index in layers]
+
+
+def _independent(student: Student, index: int, biases: bool) -> Tensor:
+    """The Gram matrix of a layer whose inputs are unknown, since it is never called: all alike, and independent.
+
+    Attention reads its output projection's weight without calling that module; other layers are of training alone.
+    """
+    weight, module = student.weights[index], student.module.get_submodule(student.layers[index].name)
+    size = weight[0].numel() + (biases and module.bias is not None)
+    return torch.eye(size, dtype=torch.float64, device=weight.device).repeat(layer_groups(student)[index], 1, 1)
 
 
 def grams_in_parts(student: Student, inputs: Tensor, batch: int, biases: bool = False,

@@ -208,11 +208,11 @@ def _tell_of_dense(teacher: nn.Module, layers: Sequence[Layer]) -> None:
 
 
 def _outputs(teacher: nn.Module, model: nn.Module, inputs: Tensor, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of the teacher's and the model's output tensors, batch by batch, on the CPU."""
-    device = next(model.parameters()).device
+    """Pairs of the teacher's and the model's output tensors, batch by batch, on the CPU, wherever the two are."""
     for x in inputs.split(batch):
-        ours = [tensor.cpu() for tensor in flatten(model(x.to(device)))]
-        yield from zip(flatten(teacher(x)), ours, strict=True)
+        expected, ours = ([tensor.cpu() for tensor in flatten(one(x.to(next(one.parameters()).device)))]
+                          for one in (teacher, model))
+        yield from zip(expected, ours, strict=True)
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ SIGMA = 0.25
 of about 0.6, still the same object, and it costs half a nat each."""
 
 
-def detection_divergence(classes: int, sigma: float = SIGMA, emphasis: float = 0.0) -> TensorDivergence:
+def detection_divergence(classes: int, *, sigma: float = SIGMA, emphasis: float = 0.0) -> TensorDivergence:
     """The divergence of heads [N, A x (5 + C), H, W], summed over the heads of an output; see the module.
 
     Args:
@@ -43,8 +43,7 @@ def detection_divergence(classes: int, sigma: float = SIGMA, emphasis: float = 0
                             partial(head_score, classes=classes, sigma=sigma))
 
 
-def head_divergence(teacher: Tensor, student: Tensor, classes: int, sigma: float = SIGMA,
-                    emphasis: float = 0.0) -> Tensor:
+def head_divergence(teacher: Tensor, student: Tensor, classes: int, sigma: float, emphasis: float) -> Tensor:
     """KL of one head's outputs [N, A x (5 + C), H, W] in nats: [N].
 
     0 for heads that decode to the same detections in float32, which means equal logits but for saturated centres and
@@ -63,7 +62,7 @@ def head_divergence(teacher: Tensor, student: Tensor, classes: int, sigma: float
     return value.flatten(1).sum(1)
 
 
-def head_score(student: Tensor, generator: torch.Generator, classes: int, sigma: float = SIGMA) -> Tensor:
+def head_score(student: Tensor, generator: torch.Generator, classes: int, sigma: float) -> Tensor:
     """See `TensorDivergence.score`: random signs times the root of each output's own curvature.
 
     The curvature is diagonal in (sigmoid x, sigmoid y, w, h, objectness, classes). Signs give the squared gradient a

@@ -55,6 +55,6 @@ def within(limit: int, allowance: int, plan: Callable[[int], P], make: Callable[
         if CLOSE * limit <= size <= limit:
             break
         # From what was taken, not from what was allowed: where that is too much, the same may not be taken again.
-        allowance = decided.bytes + round((UNDER if size < limit else OVER) * (limit - size))
+        allowance = max(1, decided.bytes + round((UNDER if size < limit else OVER) * (limit - size)))
     assert best is not None
     return best

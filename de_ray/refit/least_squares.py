@@ -12,24 +12,28 @@ from de_ray.problem.base import Problem
 from de_ray.student import Student
 
 
-def _collect(problem: Problem, student: Student, name: str, inputs: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+def _collect(problem: Problem, student: Student, name: str, inputs: Tensor,
+             batch: int) -> tuple[Tensor, Tensor] | None:
     """Gram matrix of a student layer's inputs and its products with the teacher's outputs.
 
     Returns:
         float64 [G, D, D] and [G, D, R / G], means over samples and positions; D counts a constant input for the
-        bias where the layer has one.
+        bias where the layer has one. None for a layer that is never called.
     """
     seen: dict[str, Tensor] = {}
     layer = student.module.get_submodule(name)
     device = layer.weight.device
     teacher_layer = problem.teacher.get_submodule(name)
-    hooks = [layer.register_forward_pre_hook(lambda _, args: seen.__setitem__("x", args[0])),
+    hooks = [layer.register_forward_pre_hook(
+                 lambda _, args, kwargs: seen.__setitem__("x", args[0] if args else kwargs["input"]), with_kwargs=True),
              teacher_layer.register_forward_hook(lambda _, __, out: seen.__setitem__("y", out))]
     gram, cross, count = 0.0, 0.0, 0
     try:
         for part in inputs.split(batch):
             student.module(part.to(device))
             problem.teacher(part.to(device))
+            if not seen:
+                return None
             x = layer_rows(layer, seen["x"]).double()  # [G, P, D]
             if layer.bias is not None:
                 x = with_constant(x)
@@ -58,7 +62,10 @@ def refit_rows(problem: Problem, student: Student, inputs: Tensor, damping: floa
     """
     with torch.no_grad():
         for layer, weight, mask in zip(student.layers, student.weights, student.masks, strict=True):
-            gram, cross = _collect(problem, student, layer.name, inputs, batch)
+            found = _collect(problem, student, layer.name, inputs, batch)
+            if found is None:
+                continue
+            gram, cross = found
             bias = student.module.get_submodule(layer.name).bias
             rows_a_group = weight.shape[0] // len(gram)
             flat, alive = weight.data.flatten(1), mask.flatten(1)

@@ -45,8 +45,8 @@ class ParallelDistiller:
         # Metrics and pictures hold what workers have no use for.
         teacher = problem.teacher.to("cpu")
         self._problem = ray.put(dataclasses.replace(problem, teacher=teacher, metrics=dict, pictures=None,
-                                                    calibration=problem.calibration[:0],
-                                                    held_out=problem.held_out[:0]))
+                                                    calibration=problem.calibration[:0].clone(),
+                                                    held_out=problem.held_out[:0].clone()))
         problem.teacher.to(student.weights[0].device)
 
     def state(self) -> dict[str, Tensor]:

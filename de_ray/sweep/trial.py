@@ -26,7 +26,8 @@ def own_config(base: Config, sweep: SweepConfig, point: Point) -> Config:
     Raises:
         ValueError, OmegaConfBaseException: a value of the point is not allowed.
     """
-    pool = replace(base.pool, kind="ray" if sweep.actors else "serial", actors=sweep.actors)
+    # Of GPUs they have what `bundles` reserves, which is none unless the configuration says so.
+    pool = replace(base.pool, kind="ray" if sweep.actors else "serial", actors=sweep.actors, gpus=base.pool.gpus or 0.0)
     single = replace(base, sweep=None, resume=None, pool=pool, tracking=TrackingConfig(enabled=False))
     return configure(single, point)
 

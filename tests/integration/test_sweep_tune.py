@@ -121,3 +121,25 @@ def test_a_sweep_that_cannot_run_says_so_at_once(tmp_path, monkeypatch, override
     monkeypatch.setenv("DE_RAY_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         run_sweep(build_problem(config.problem, 0), config, tmp_path, Tracker.start(config.tracking, "x", {}))
+
+
+def test_a_trials_actors_take_the_places_reserved_for_them_and_one_that_fails_says_why(python, tmp_path):
+    """On as many CPUs as the trial and its actor ask for, none is left beside what Tune has reserved."""
+    ray_folder = tempfile.mkdtemp(prefix="dr")
+    environment = os.environ | {"DE_RAY_CACHE": str(tmp_path / "cache"), "RAY_TMPDIR": ray_folder,
+                                "RAY_ADDRESS": "local"}
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        process = python.start(REPOSITORY / "launch.py", "+sweep=tune", "~sweep.space.refit.learning_rate",
+                               "+sweep.space.refit.learning_rate=[2e-3,1e30]",
+                               "sweep.space.evolution.sparsity=[0.6]", "~sweep.space.quantization",
+                               f"sweep.actors={cpus - 1}", *QUICK,
+                               "pool.task_seconds=60", "tracking.enabled=false", "quantization.bits=4",
+                               "hydra.run.dir=sweep", cwd=tmp_path, env=environment)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+        report = json.loads((tmp_path / "sweep/trials/000/report.json").read_text())
+        assert len(report["evaluator_peak_mb"]) == cpus - 1
+        assert "trial 1 failed: FloatingPointError" in out + err and "lower refit.learning_rate" in out + err
+    finally:
+        shutil.rmtree(ray_folder, ignore_errors=True)

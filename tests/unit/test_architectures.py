@@ -49,10 +49,37 @@ class Attention(nn.Module):
         return self.last(self.inner(x.transpose(0, 1)).mean(0))
 
 
+class Auxiliary(nn.Module):
+    """A second head for training alone, and layers called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.auxiliary, self.last = nn.Linear(12, 12), nn.Linear(12, 4), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        hidden = torch.relu(self.body(input=x))
+        return (self.last(hidden), self.auxiliary(hidden)) if self.training else self.last(input=hidden)
+
+
+class Imported(nn.Module):
+    """Weights of another framework, which lie in memory the other way round, and a buffer of measurements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 20), nn.Linear(20, 4)
+        self.first.weight = nn.Parameter(torch.randn(12, 20).t())
+        self.register_buffer("mean", torch.randn(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x - self.mean)))
+
+
 NETWORKS = {
     "tied layers": (TiedLayers, lambda: torch.randn(40, 12)),
     "tied embedding": (TiedEmbedding, lambda: torch.randint(30, (40, 5))),
     "attention": (Attention, lambda: torch.randn(40, 5, 8)),
+    "auxiliary": (Auxiliary, lambda: torch.randn(40, 12)),
+    "imported": (Imported, lambda: torch.randn(40, 12)),
 }
 
 
@@ -69,6 +96,33 @@ def test_what_the_file_decodes_to_is_the_student(name, tmp_path):
     sample = inputs()
     with torch.no_grad():
         assert torch.equal(de_ray.load(path, model=build())(sample), result.student(sample))
+
+
+@pytest.mark.parametrize("ratio", [3.0, 5.0])
+def test_buffers_of_a_file_of_a_given_size_are_those_that_were_measured(ratio):
+    """Several files may be made and an earlier one kept, each with its own rounding of biases and buffers."""
+    torch.manual_seed(0)
+    result = de_ray.compress(Imported(), torch.randn(40, 12), target_ratio=ratio,
+                             evolution=EvolutionConfig(cycles=2, population=4),
+                             refit=RefitConfig(steps=3, final_steps=3, batch=8),
+                             quantization=QuantizationConfig(bits=3, refit_steps=3), pool=PoolConfig("serial", batch=8))
+    state = codec.decode(result.data)
+    assert all(torch.equal(state[key], value) for key, value in result.student.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["distill", "least_squares", "obs"])
+@pytest.mark.parametrize("name", ["attention", "auxiliary"])
+def test_a_layer_that_is_never_called_is_compressed_by_every_criterion_and_refit(name, method):
+    """Attention reads its output projection's weight without calling that module."""
+    build, inputs = NETWORKS[name]
+    torch.manual_seed(0)
+    criteria = ["magnitude", "wanda", "fisher", "obs", "kronecker"]
+    evolution = EvolutionConfig(cycles=2, population=6, criteria=criteria, surrogate="kronecker", oversample=2)
+    result = de_ray.compress(build(), inputs(), sparsity=0.5, evolution=evolution,
+                             refit=RefitConfig(method=method, steps=3, final_steps=3, batch=8),
+                             quantization=QuantizationConfig(bits=2, refit_steps=3), pool=PoolConfig("serial", batch=8))
+    assert result.report["sparsity"] >= 0.5
+    assert all(value.isfinite().all() for value in result.student.state_dict().values())
 
 
 def test_a_tied_weight_takes_its_bytes_once():

@@ -1,5 +1,6 @@
 """Clusters without Ray: what is chosen, where runs are kept, what is sent, what is refused."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -14,10 +15,11 @@ from omegaconf import OmegaConf
 from de_ray.checkpoint import latest, save_checkpoint
 from de_ray.cluster import submit as jobs
 from de_ray.cluster.join import use_token
-from de_ray.cluster.probe import shared_folder
+from de_ray.cluster.probe import shared_folders
 from de_ray.cluster.storage import Mirror, fetch, location, open_storage, tune_storage
-from de_ray.config import ClusterConfig, Config, QuantizationConfig
+from de_ray.config import ClusterConfig, Config, PoolConfig, QuantizationConfig, SweepConfig
 from de_ray.pipeline import fingerprint
+from de_ray.results import save_config
 from de_ray.schema import CONF, compose, refuse_plain_cluster, resumed
 
 
@@ -145,8 +147,23 @@ def test_a_resumed_run_takes_another_cluster_and_nothing_else(tmp_path):
     config = Config(resume=str(tmp_path / "run"), cluster=ClusterConfig(address="auto"))
     assert resumed(config, ["resume=x", "+cluster=aws"])[0].cluster.address == "auto"
     assert resumed(config, ["resume=x"])[0].cluster.address is None
+    growing = dataclasses.replace(config, pool=PoolConfig(autoscale=True, batch=7))
+    found = resumed(growing, ["resume=x", "+cluster=aws"])[0].pool
+    assert found.autoscale and found.batch == PoolConfig.batch, "how the cluster grows, and nothing else of the pool"
     with pytest.raises(ValueError, match="leave out seed=3"):
         resumed(config, ["resume=x", "+cluster=aws", "seed=3"])
+
+
+def test_a_resumed_run_keeps_its_storage_unless_another_is_named(tmp_path):
+    folder, kept = tmp_path / "run", ClusterConfig(storage="s3://b/c")
+    a_run(folder)
+    save_config(Config(cluster=kept), folder)
+    config = Config(resume=str(folder), cluster=ClusterConfig(address="10.0.0.7:6379"))
+    assert resumed(config, ["resume=x", "cluster.address=10.0.0.7:6379"])[0].cluster == dataclasses.replace(
+        config.cluster, storage="s3://b/c")
+    assert resumed(config, ["resume=x", "cluster.storage=null"])[0].cluster.storage is None
+    config.cluster.storage = "s3://d"
+    assert resumed(config, ["resume=x", "cluster.storage=s3://d"])[0].cluster.storage == "s3://d"
 
 
 def test_a_path_is_a_storage_too_and_a_folder_that_lies_in_it_is_not_copied(tmp_path):
@@ -188,9 +205,13 @@ def test_tune_writes_where_the_mirror_is(bucket, tmp_path):
 
 def test_what_all_nodes_must_reach_is_the_storage_or_the_folder_that_tune_writes_to(tmp_path):
     run, fixed = tmp_path / "a/run", QuantizationConfig(bits=4)
-    assert shared_folder(Config(), run) == str(run)
-    assert shared_folder(Config(quantization=fixed), run) is None
-    assert shared_folder(Config(quantization=fixed, cluster=ClusterConfig(storage="s3://b/c")), run) == "s3://b/c/a/run"
+    storage, sweep = ClusterConfig(storage="s3://b/c"), SweepConfig(space={"seed": [1]})
+    assert shared_folders(Config(), run) == [str(run)]
+    assert shared_folders(Config(quantization=fixed), run) == []
+    assert shared_folders(Config(cluster=storage), run) == ["s3://b/c/a/run"]
+    # Trials write reports and checkpoints into the folder, wherever they run and whatever the storage.
+    assert shared_folders(Config(quantization=fixed, sweep=sweep), run) == [str(run)]
+    assert shared_folders(Config(cluster=storage, sweep=sweep), run) == ["s3://b/c/a/run", str(run)]
 
 
 # Jobs.

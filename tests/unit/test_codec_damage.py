@@ -140,6 +140,17 @@ def test_an_impossible_step_is_refused() -> None:
             codec.decode(rebuilt(header.write_entries("net", [entry])))
 
 
+def test_names_that_grow_from_one_to_the_next_are_refused() -> None:
+    """Each shares all of the last one and adds to it: memory would grow with the square of the file."""
+    grown, parts = b"", [header.varint(0), header.varint(3)]
+    for _ in range(3):
+        parts += [header.varint(len(grown)), header.varint(600), bytes(600 * b"a"), bytes([1 << 3 | header.IS_RAW]),
+                  header.varint(0), header.varint(1), b"U"]
+        grown += 600 * b"a"
+    with pytest.raises(codec.DamagedFileError, match="a name of 1200 bytes, expected at most 1024"):
+        header.read_entries(b"".join(parts))
+
+
 def test_two_tensors_of_one_name_are_refused() -> None:
     entry = header.Entry("w", (2, 2), 0, 0, step=np.float32(1))
     with pytest.raises(codec.DamagedFileError, match="name"):

@@ -14,6 +14,7 @@ from de_ray.schema import compose
 
 @pytest.mark.parametrize("overrides", [
     [], ["evolution=fisher", "seed=3", "device=cpu"], ["+evolution.targets={fc*:0.5,fc1:0.25}"],
+    ["+evolution.targets.0=0.5", "+evolution.targets.12=0.25", "+evolution.targets={fc*:0.5}"],
     ["problem=lenet5_mnist", "quantization.bits=4", "refit.learning_rate=1e-5"],
     ["problem=custom", "problem.model=a.b:c", "problem.calibration='my folder/x y.npy'", "quantization.bits=null"],
     ["problem.include=['1','null','x,y','$','fc?']", "problem.exclude=[]"],

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import time
 
 import numpy as np
@@ -30,6 +31,24 @@ def random_candidates(problem, count, seed=0):
             ZeroingSet(int(layer), np.sort(rng.choice(problem.layers[layer].size, problem.layers[layer].size // 10 + 1,
                                                       replace=False))) for layer in layers))
     return candidates
+
+
+def test_a_batch_travels_without_the_others_and_the_teacher_stays_where_it_is():
+    problem = mlp_problem()
+    setup = ReplicaSetup(problem, 1, "cpu", 1)
+    away = setup.for_device("cuda")
+    assert (setup.device, away.device) == ("cpu", "cuda") and away.teacher is not problem.teacher
+    assert all(torch.equal(one, other) for one, other in zip(setup.batches, away.batches, strict=True))
+    size = len(pickle.dumps(away.batches))
+    assert size < 2 * problem.calibration.nbytes + 1000 * len(away.batches) < len(pickle.dumps(setup.batches))
+
+
+@pytest.mark.parametrize(("share", "actors"), [(1.0, 4), (0.6, 4), (0.5, 8), (0.3, 12), (2.0, 2)])
+def test_no_actor_is_counted_on_two_gpus(share, actors, monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 4.0, "CPU": 64.0})
+    pool = RayPool.__new__(RayPool)
+    pool._gpus, pool._config = share, PoolConfig()
+    assert pool._places() == actors
 
 
 def naive(problem, candidate):

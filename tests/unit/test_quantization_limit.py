@@ -62,6 +62,17 @@ def test_no_file_is_made_twice_and_no_more_than_a_few():
     assert len(made) == ATTEMPTS
 
 
+def test_where_nothing_can_fit_the_smallest_file_is_made():
+    plan, make, made = maker([2000, 3000], extra=20_000)
+
+    def checked(allowance):
+        assert allowance >= 1, "of which a logarithm is taken"
+        return plan(allowance)
+
+    assert within(5000, 4000, checked, make) == (22_000, "file 2")
+    assert made == [3000, 2000]
+
+
 def test_a_file_that_is_close_to_the_limit_ends_the_search():
     plan, make, made = maker([3600])
     assert within(4100, 3700, plan, make) == (4000, "file 1")

@@ -59,7 +59,7 @@ def test_a_trial_is_one_untracked_compression_in_its_own_process_unless_it_is_gi
     assert mine.tracking.uri is None
     base.sweep.actors = 2
     mine = own_config(base, base.sweep, {})
-    assert (mine.pool.kind, mine.pool.actors) == ("ray", 2)
+    assert (mine.pool.kind, mine.pool.actors, mine.pool.gpus) == ("ray", 2, 0.0)
     assert bundles(base, base.sweep) == [{"CPU": 1.0}] * 3
 
 

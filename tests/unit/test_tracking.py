@@ -21,12 +21,15 @@ import torch
 from mlflow import MlflowClient
 
 from de_ray import codec
-from de_ray.config import Config, EvolutionConfig, TrackingConfig
+from de_ray.config import Config, EvolutionConfig, ProblemConfig, TrackingConfig
 from de_ray.problem.build import build_architecture
+from de_ray.problem.darknet import Darknet
+from de_ray.problem.darknet_cfg import parse
 from de_ray.redact import without_credentials
 from de_ray.serving import BATCH, Predictor, saver
 from de_ray.tracking import SETTINGS, Tracker, flatten
 from de_ray.tracking_store import open_store
+from tests.networks import small_cfg
 
 
 @pytest.fixture(autouse=True)
@@ -382,7 +385,7 @@ def test_a_logged_model_predicts_what_the_file_decodes_to_and_holds_no_pickle(st
     student, inputs = codec.load(file, build_architecture("lenet300")), torch.randn(300, 1, 28, 28)
     problem = types.SimpleNamespace(held_out=inputs, architecture="lenet300")
     tracker = Tracker.start(TrackingConfig(), "run", {})
-    tracker.log_model("student", saver(problem, file, student, None), "lenet300-student")
+    tracker.log_model("student", saver(problem, file, student, ProblemConfig("lenet300_mnist")), "lenet300-student")
     tracker.end("FINISHED")
     assert capfd.readouterr() == ("", "")
     _, (run,) = runs(store)
@@ -400,6 +403,24 @@ def test_a_logged_model_predicts_what_the_file_decodes_to_and_holds_no_pickle(st
             model.predict(inputs[:, :, :4].numpy())
     finally:
         mlflow.set_tracking_uri(None)
+
+
+def test_a_model_of_ones_own_cfg_is_rebuilt_from_it_wherever_it_is_loaded(tmp_path):
+    cfg, file = tmp_path / "own.cfg", tmp_path / "student.der"
+    cfg.write_text(small_cfg(2))
+    module = Darknet(parse(cfg.read_text())).eval().requires_grad_(False)
+    tensors = [codec.QuantizedTensor(name, (value * 100).round().int().numpy(), step=0.01)
+               for name, value in module.state_dict().items()]
+    file.write_bytes(codec.encode(tensors, {}, "darknet:own.cfg"))
+    codec.fill(module, codec.decode(file))
+    problem = types.SimpleNamespace(held_out=torch.rand(2, 3, 64, 64), architecture="darknet:own.cfg")
+    config = ProblemConfig("yolov3_tiny", divergence="detection", cfg=str(cfg))
+    saver(problem, file, module, config)(path=tmp_path / "model", metadata=mlflow.models.Model())
+    cfg.unlink()
+    got = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(problem.held_out.numpy())
+    with torch.inference_mode():
+        expected = module(problem.held_out)
+    assert all(np.array_equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
 def test_a_models_outputs_are_joined_over_batches_in_their_own_structure():

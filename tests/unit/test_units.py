@@ -17,6 +17,7 @@ from de_ray.evolution.candidate import ZeroingSet
 from de_ray.problem.base import Layer
 from de_ray.problem.custom import problem_from_model
 from de_ray.quantization.sensitivity import choices_at
+from de_ray.problem.layers import find_layers
 from de_ray.rate import measure_rate
 from de_ray.student import Student
 from de_ray.units import NO_UNITS, find_units, renumber, renumbered, restored, tidy
@@ -158,6 +159,28 @@ def test_units_stand_in_the_order_of_their_survivors_and_the_file_is_smaller(pru
     for index in (0, 3, 7):
         made = (student.module[index].weight != 0).flatten(1).sum(1)
         assert (made.diff() <= 0).all()
+
+
+def test_masks_follow_weights_that_have_two_names():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.net = nn.Sequential(self.first, nn.ReLU(), self.last)
+
+        def forward(self, x):
+            return self.net(x)
+
+    module, inputs = made(Twice, (6,))
+    student, rng = Student(module, find_layers(module)), np.random.default_rng(0)
+    for k, weight in enumerate(student.weights):
+        student.commit([ZeroingSet(k, np.flatnonzero(rng.random(weight.shape) < 0.5))])
+    expected, before = student.module(inputs), student.weights[0].clone()
+    tidy(student, units_of(student.module, inputs))
+    assert not student.weights[0].equal(before), "there is something to follow"
+    torch.testing.assert_close(student.module(inputs), expected)
+    for weight, mask in zip(student.weights, student.masks, strict=True):
+        assert torch.equal(weight != 0, mask)
 
 
 def test_units_of_a_file_get_the_teachers_numbers_again():
