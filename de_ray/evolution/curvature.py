@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from de_ray.evolution.gram import layer_groups
+from de_ray.evolution.gram import independent, layer_groups
 from de_ray.problem.base import Problem
 from de_ray.student import Student
 
@@ -98,7 +98,7 @@ def output_grams(given: SaliencyInputs) -> list[Tensor]:
         for weight in weights:
             weight.requires_grad_(False)
     return [total / len(given.inputs) if total is not None else
-            torch.eye(len(weight) // count, dtype=torch.float64, device=weight.device).repeat(count, 1, 1)
+            independent(len(weight) // count, count, weight.device)
             for total, weight, count in zip(totals, weights, groups, strict=True)]
 
 

@@ -48,6 +48,20 @@ def layer_rows(module: nn.Module, inputs: Tensor) -> Tensor:
     return grouped.permute(1, 0, *positions, 2, *kernel).reshape(module.groups, -1, module.weight[0].numel())
 
 
+def layer_input(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
+    """What a layer was called with, as hooks are told of it: networks may name the argument."""
+    return args[0] if args else kwargs["input"]
+
+
+def independent(size: int, groups: int, device: torch.device) -> Tensor:
+    """float64 [G, size, size]: what stands for a Gram matrix that is unknown, since the layer is never called.
+
+    Attention reads its output projection's weight without calling that module; other layers are of training alone. All
+    entries are taken to be alike, and independent.
+    """
+    return torch.eye(size, dtype=torch.float64, device=device).repeat(groups, 1, 1)
+
+
 def with_constant(rows: Tensor) -> Tensor:
     """Vectors [G, P, D] with a 1 at their end, which a bias is multiplied with."""
     return torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
@@ -55,7 +69,7 @@ def with_constant(rows: Tensor) -> Tensor:
 
 def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = False,
                 only: Sequence[int] | None = None) -> list[Tensor]:
-    """X X^T / (samples times positions) of layers, float64 [G, D, D].
+    """X X^T / (samples times positions) of layers, float64 [G, D, D]; see `independent` for those never called.
 
     Args:
         student: its layers' inputs are collected in its present state.
@@ -70,7 +84,7 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
 
     def collect(index: int):
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], _: Tensor) -> None:
-            rows = layer_rows(module, args[0] if args else kwargs["input"])
+            rows = layer_rows(module, layer_input(args, kwargs))
             if biases and module.bias is not None:
                 rows = with_constant(rows)
             gram = torch.bmm(rows.transpose(1, 2), rows).double()
@@ -87,18 +101,13 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
     finally:
         for hook in hooks:
             hook.remove()
-    return [grams[index] / counts[index] if index in grams else _independent(student, index, biases)
-            for index in layers]
-
-
-def _independent(student: Student, index: int, biases: bool) -> Tensor:
-    """The Gram matrix of a layer whose inputs are unknown, since it is never called: all alike, and independent.
-
-    Attention reads its output projection's weight without calling that module; other layers are of training alone.
-    """
-    weight, module = student.weights[index], student.module.get_submodule(student.layers[index].name)
-    size = weight[0].numel() + (biases and module.bias is not None)
-    return torch.eye(size, dtype=torch.float64, device=weight.device).repeat(layer_groups(student)[index], 1, 1)
+    groups = layer_groups(student)
+    for index in layers:
+        if index not in grams:
+            weight, module = student.weights[index], student.module.get_submodule(student.layers[index].name)
+            size = weight[0].numel() + (biases and module.bias is not None)
+            grams[index], counts[index] = independent(size, groups[index], weight.device), 1
+    return [grams[index] / counts[index] for index in layers]
 
 
 def grams_in_parts(student: Student, inputs: Tensor, batch: int, biases: bool = False,

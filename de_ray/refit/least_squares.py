@@ -7,7 +7,7 @@ mean (y - w_S x_S)^2 + ridge |w_S - w_S_now|^2. Layers go front to back, so that
 import torch
 from torch import Tensor, nn
 
-from de_ray.evolution.gram import layer_rows, with_constant
+from de_ray.evolution.gram import layer_input, layer_rows, with_constant
 from de_ray.problem.base import Problem
 from de_ray.student import Student
 
@@ -25,7 +25,7 @@ def _collect(problem: Problem, student: Student, name: str, inputs: Tensor,
     device = layer.weight.device
     teacher_layer = problem.teacher.get_submodule(name)
     hooks = [layer.register_forward_pre_hook(
-                 lambda _, args, kwargs: seen.__setitem__("x", args[0] if args else kwargs["input"]), with_kwargs=True),
+                 lambda _, args, kwargs: seen.__setitem__("x", layer_input(args, kwargs)), with_kwargs=True),
              teacher_layer.register_forward_hook(lambda _, __, out: seen.__setitem__("y", out))]
     gram, cross, count = 0.0, 0.0, 0
     try:

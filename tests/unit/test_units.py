@@ -16,8 +16,8 @@ from de_ray.evaluation.replica import ReplicaSetup
 from de_ray.evolution.candidate import ZeroingSet
 from de_ray.problem.base import Layer
 from de_ray.problem.custom import problem_from_model
-from de_ray.quantization.sensitivity import choices_at
 from de_ray.problem.layers import find_layers
+from de_ray.quantization.sensitivity import choices_at
 from de_ray.rate import measure_rate
 from de_ray.student import Student
 from de_ray.units import NO_UNITS, find_units, renumber, renumbered, restored, tidy
