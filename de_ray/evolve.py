@@ -16,11 +16,14 @@ from de_ray.config import Config
 from de_ray.evaluation.pool import Pool
 from de_ray.evolution.curvature import SaliencyInputs
 from de_ray.evolution.cycle import breed
+from de_ray.evolution.rate import RateModel
 from de_ray.evolution.schedule import Targets, next_progress, progress_at
+from de_ray.evolution.space import Budget
 from de_ray.problem.base import Problem
 from de_ray.problem.sampling import draw_sample
 from de_ray.rate import aimed_sparsity, measure_rate, overhead
 from de_ray.refit.build import Refit, build_refit
+from de_ray.refit.regrow import regrow
 from de_ray.seeds import numpy_generator, torch_generator
 from de_ray.student import Student
 from de_ray.units import NO_UNITS, Units
@@ -95,7 +98,7 @@ def _older_objects_spared() -> Iterator[None]:
 
 @_older_objects_spared()
 def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,
-           fingerprint: dict, on_record: OnRecord, limit: int | None = None, 
+           fingerprint: dict, on_record: OnRecord, limit: int | None = None,
            units: Callable[[], Units] = lambda: NO_UNITS) -> list[dict]:
     """Evolve a student in place to its sparsity.
 
@@ -130,14 +133,14 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
         generator = torch_generator(config.seed, "refit", step)
         if step < config.evolution.cycles:
             state.progress = next_progress(evolution, step, state.progress, state.rises)
-            rate = None
-            if limit is not None or evolution.rate_weight:
-                rate = measure_rate(student, config.quantization, units(), priced=evolution.rate_weight > 0)
+            rate = _rate(config, student, limit, units)
             if limit is not None:
                 room = limit - overhead(problem, units().unread_values(student))
                 sparsity = aimed_sparsity(rate, room, targets.follows_sparsity)
                 targets = Targets(replace(evolution, sparsity=sparsity), problem.layers)
-            budget = targets.budget(state.progress, [int(mask.sum()) for mask in student.masks])
+            if step == 0 and _regrow(problem, config, student, pool, targets.missing(student.counts)):
+                rate = _rate(config, student, limit, units)
+            budget = targets.budget(state.progress, student.counts)
             given = saliency_inputs(problem, config, student, step)
             with pool.dispatch() as dispatch:
                 found = breed(given, budget, evolution, dispatch, pool.batches,
@@ -169,6 +172,23 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
                             {**asdict(state), "fingerprint": fingerprint})
         on_record(record, total)
     return state.history
+
+
+def _rate(config: Config, student: Student, limit: int | None, units: Callable[[], Units]) -> RateModel | None:
+    """What the student's file takes; None where bytes do not matter."""
+    weighed = config.evolution.rate_weight > 0
+    return measure_rate(student, config.quantization, units(), priced=weighed) if weighed or limit is not None else None
+
+
+def _regrow(problem: Problem, config: Config, student: Student, pool: Pool, missing: Budget) -> bool:
+    """Bring back the survivors that a student which was started from lacks; False where there is nothing to do."""
+    # Without a refit nothing would give them values.
+    if config.refit.method == "none" or not missing.total:
+        return False
+    log.info("%d weights come back: the student is sparser than asked for", missing.total)
+    regrow(student, problem, config.refit, missing, torch_generator(config.seed, "regrow"))
+    pool.load(student)
+    return True
 
 
 def saliency_inputs(problem: Problem, config: Config, student: Student, step: int) -> SaliencyInputs:

@@ -75,7 +75,7 @@ def measure_rate(student: Student, config: QuantizationConfig, units: Units = NO
                for weight, axes in zip(student.weights, orders, strict=True)]
     choices, sizes = choices_at(weights, [layer.name for layer in student.layers], nominal(config))
     symbols = [row[0].symbols(weight) for row, weight in zip(choices, weights, strict=True)]
-    survivors = np.array([int(mask.sum()) for mask in student.masks], np.int64)
+    survivors = np.array(student.counts, np.int64)
     weighed = np.array([layer.size for layer in student.layers], np.int64)
     levels = np.array([_level_bits(of) for of in symbols])
     places = weighed * binary_entropy(survivors / weighed)

@@ -34,9 +34,14 @@ class Student:
         self.others = {name: p for name, p in self.module.named_parameters() if name not in names}
 
     @property
+    def counts(self) -> list[int]:
+        """Number of weights that are not zeroed, by layer."""
+        return [int(mask.sum()) for mask in self.masks]
+
+    @property
     def survivors(self) -> int:
         """Number of weights that are not zeroed."""
-        return sum(int(mask.sum()) for mask in self.masks)
+        return sum(self.counts)
 
     @property
     def sparsity(self) -> float:

@@ -85,6 +85,8 @@ def output_grams(given: SaliencyInputs) -> list[Tensor]:
         for batch in given.inputs.split(given.batch):
             score = given.problem.divergence.score(module(batch.to(weights[0].device)), given.generator)
             outputs = [output for of in called for output in of]
+            if not outputs:  # weights may be used by others than their layers
+                continue
             gradients = iter(torch.autograd.grad(score, outputs, materialize_grads=True))
             for index, (weight, of) in enumerate(zip(weights, called, strict=True)):
                 for _ in of:

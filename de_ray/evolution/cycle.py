@@ -69,8 +69,7 @@ def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, dispat
 
 def _reach(budget: Budget, masks: Sequence[np.ndarray]) -> float:
     """See `SaliencyInputs.reach`."""
-    zeros = budget.free_total + int(budget.fixed.sum())
-    return min(1.0, max(UNEVEN * zeros, 1) / max(1, sum(int(mask.sum()) for mask in masks)))
+    return min(1.0, max(UNEVEN * budget.total, 1) / max(1, sum(int(mask.sum()) for mask in masks)))
 
 
 def _by_the_bit(saliency: np.ndarray, prices: np.ndarray, config: EvolutionConfig) -> np.ndarray:

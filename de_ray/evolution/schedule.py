@@ -84,10 +84,17 @@ class Targets:
             progress: share of the way that is to be done, in (0, 1].
             survivors: int [L], present survivors.
         """
+        return self._beyond(progress, survivors, 1)
+
+    def missing(self, survivors: Sequence[int]) -> Budget:
+        """Survivors to add where there are fewer than the target has; see `budget`."""
+        return self._beyond(1.0, survivors, -1)
+
+    def _beyond(self, progress: float, survivors: Sequence[int], sign: int) -> Budget:
         now = np.array(survivors, np.int64)
         due = np.array([round(size * density_at(self._schedule, progress, density)) for size, density in
                         zip(self._sizes.tolist(), self._densities.tolist(), strict=True)], np.int64)
-        fixed = np.where(self._bound, np.maximum(now - due, 0), 0)
+        fixed = np.where(self._bound, np.maximum(sign * (now - due), 0), 0)
         free = ~self._bound
         free_due = round(int(self._sizes[free].sum()) * density_at(self._schedule, progress, self._free_density))
-        return Budget(self._bound, fixed, max(0, int(now[free].sum()) - free_due))
+        return Budget(self._bound, fixed, max(0, sign * (int(now[free].sum()) - free_due)))

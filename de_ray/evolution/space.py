@@ -21,7 +21,10 @@ HUGE = 1e6
 
 @dataclass(frozen=True)
 class Budget:
-    """Net zeros to add in a cycle: a number for each bound layer, and one that evolution spreads over the others."""
+    """Net zeros to add in a cycle: a number for each bound layer, and one that evolution spreads over the others.
+
+    For regrowth the same of survivors.
+    """
 
     bound: np.ndarray
     """bool [L], True for layers that have a number of their own."""
@@ -29,6 +32,11 @@ class Budget:
     """int64 [L], zeros of the bound layers; 0 elsewhere."""
     free_total: int
     """Zeros over all other layers."""
+
+    @property
+    def total(self) -> int:
+        """Zeros over all layers."""
+        return self.free_total + int(self.fixed.sum())
 
 
 class Field(NamedTuple):

@@ -22,42 +22,42 @@ from de_ray.refit.objective import Objective
 from de_ray.refit.optimizer import Adam
 from de_ray.student import Student
 
-LATENT_SHARE = 0.7
+LATENT_SHARE = 0.9
 """Of the steps, those in which survivors may still change their level."""
 
 
 @dataclass
 class _Layer:
-    """A quantized layer during the refit."""
+    """A quantized layer during the refit; its k survivors alone, as most weights are zero and stay so."""
 
     name: str
+    shape: torch.Size
     table: Tensor
     """[L + 1] values, ascending, zero among them."""
     zero: int
     """Position of zero in the table."""
     boundaries: Tensor
     """[L] thresholds between the table's values."""
-    scales: Tensor
-    """[R, 1, ...] row scales, or [1]."""
+    places: Tensor
+    """int64 [k] flat indices of the survivors."""
     latent: Tensor
-    """[R, ...] full-precision weights."""
-    alive: Tensor
-    """bool [R, ...]."""
+    """[k] full-precision values."""
+    scales: Tensor
+    """[k] of the survivors' rows, or [1]."""
     slots: Tensor | None = None
-    """int64 [R, ...] positions in the table, once they stand."""
+    """int64 [k] positions in the table, once they stand."""
 
     def assign(self) -> Tensor:
         """Positions in the table of the latents' nearest levels."""
-        slots = torch.bucketize(self.latent.detach() / self.scales, self.boundaries)
-        return torch.where(self.alive, slots, self.zero)
+        return torch.bucketize(self.latent.detach() / self.scales, self.boundaries)
 
     def weight(self) -> Tensor:
         """What the network runs on; differentiable in the table and, before assignments stand, in the latent."""
         table = torch.cat([self.table[:self.zero], self.table.new_zeros(1), self.table[self.zero + 1:]])
-        if self.slots is not None:
-            return table[self.slots] * self.scales
-        rounded = table[self.assign()] * self.scales
-        return rounded + (self.latent - self.latent.detach()) * self.alive
+        values = table[self.assign() if self.slots is None else self.slots] * self.scales
+        if self.slots is None:
+            values = values + (self.latent - self.latent.detach())
+        return values.new_zeros(self.shape.numel()).index_put((self.places,), values).view(self.shape)
 
 
 def refit_levels(objective: Objective, student: Student, choices: Sequence[LevelChoice], steps: int,
@@ -79,12 +79,14 @@ def refit_levels(objective: Objective, student: Student, choices: Sequence[Level
     device = student.weights[0].device
     layers = []
     for choice, weight, mask in zip(choices, student.weights, student.masks, strict=True):
+        places = mask.flatten().nonzero().flatten()
         scales = torch.ones(1)
         if choice.row_exponents is not None:
-            scales = torch.from_numpy(row_scales(choice.row_exponents)).reshape(-1, *[1] * (weight.ndim - 1))
-        layers.append(_Layer(student.layers[choice.layer].parameter, torch.from_numpy(choice.table).to(device),
-                             choice.negatives, torch.from_numpy(choice.boundaries).to(device), scales.to(device),
-                             weight.detach().clone(), mask))
+            scales = torch.from_numpy(row_scales(choice.row_exponents))[places.cpu() // weight[0].numel()]
+        layers.append(_Layer(student.layers[choice.layer].parameter, weight.shape,
+                             torch.from_numpy(choice.table).to(device), choice.negatives,
+                             torch.from_numpy(choice.boundaries).to(device), places,
+                             weight.detach().flatten()[places], scales.to(device)))
     if steps:
         _train(objective, student, layers, steps, learning_rate, relative, generator)
     tensors = [_coded(layer, choice) for layer, choice in zip(layers, choices, strict=True)]
@@ -120,11 +122,12 @@ def _train(objective: Objective, student: Student, layers: list[_Layer], steps: 
 
 def _coded(layer: _Layer, choice: LevelChoice) -> QuantizedTensor:
     """A layer in coded form: levels as float16 numbers in ascending order, those without members left out."""
-    slots = (layer.assign() if layer.slots is None else layer.slots).cpu().numpy()
+    slots = np.full(layer.shape.numel(), layer.zero)
+    slots[layer.places.cpu().numpy()] = (layer.assign() if layer.slots is None else layer.slots).cpu().numpy()
     table = layer.table.cpu().numpy().astype(np.float16).astype(np.float32)
     table[layer.zero] = 0.0
     used = np.unique(np.append(table[np.unique(slots)], np.float32(0.0)))  # ascending, distinct, zero among them
     zero = int(np.flatnonzero(used == 0)[0])
-    symbols = np.searchsorted(used, table)[slots] - zero
+    symbols = (np.searchsorted(used, table)[slots] - zero).reshape(layer.shape)
     return QuantizedTensor(layer.name, symbols.astype(np.int32), levels=used[used != 0],
                            row_exponents=choice.row_exponents)

@@ -46,6 +46,22 @@ def test_a_run_that_starts_from_a_file_zeroes_more_of_it_and_brings_nothing_back
     assert further.report["ratio"] > result.report["ratio"]
 
 
+@pytest.mark.parametrize("rate_weight", [0.0, 0.5])
+def test_a_file_sparser_than_asked_for_gets_weights_back(first, rate_weight):
+    path, result = first
+    evolution = replace(CONFIG.evolution, sparsity=0.3, cycles=2, rate_weight=rate_weight)
+    quantization = replace(CONFIG.quantization, bits=8)  # levels make zeros of few survivors
+    denser = run(mlp_problem(), replace(CONFIG, start=str(path), evolution=evolution, quantization=quantization))
+    assert denser.report["history"][0]["sparsity"] == pytest.approx(0.3, abs=0.01)
+    assert denser.report["divergence"]["held_out"] < result.report["divergence"]["held_out"]
+
+
+def test_nothing_returns_where_no_refit_would_give_it_a_value(first):
+    untouched = run(mlp_problem(), replace(CONFIG, start=str(first[0]), refit=RefitConfig(method="none"),
+                                           evolution=replace(CONFIG.evolution, sparsity=0.3)))
+    assert untouched.report["history"][0]["sparsity"] >= 0.5
+
+
 def test_zeroed_weights_of_a_file_return_with_the_teachers_values(first):
     problem, state = mlp_problem(), decode(first[0])
     student = Student(problem.teacher, problem.layers)

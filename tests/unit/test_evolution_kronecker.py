@@ -96,3 +96,20 @@ def test_an_activation_in_place_changes_no_gram():
             found.append(output_grams(given(problem, batch=8)))
     for plain, in_place in zip(*found, strict=True):
         torch.testing.assert_close(plain, in_place)
+
+
+class Borrowed(nn.Module):
+    """A network that uses its only layer's weight without calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.layer.weight)
+
+
+def test_grams_of_a_network_that_calls_no_layer_are_unit_matrices():
+    torch.manual_seed(0)
+    problem = problem_from_model(Borrowed(), torch.randn(16, 6), divergence="mse")
+    assert torch.equal(output_grams(given(problem))[0], torch.eye(4, dtype=torch.float64)[None])

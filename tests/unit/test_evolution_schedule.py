@@ -51,6 +51,13 @@ def test_a_layers_own_target_binds_it_and_leaves_the_others_to_evolution():
     assert budget.free_total == 270
 
 
+def test_what_a_student_that_is_sparser_than_asked_for_lacks():
+    targets = Targets(EvolutionConfig(sparsity=0.9, targets={"conv": 0.2, "fc2": 0.5}), LAYERS)
+    missing = targets.missing([70, 25, 400])
+    assert (missing.fixed.tolist(), missing.free_total, missing.total) == ([10, 0, 0], 5, 15)
+    assert targets.missing([100, 300, 600]).total == 0
+
+
 def test_a_target_for_a_layer_that_does_not_exist_names_those_that_do():
     with pytest.raises(ValueError, match=r"targets.nope.*conv, fc1, fc2"):
         Targets(EvolutionConfig(targets={"nope": 0.5}), LAYERS)
