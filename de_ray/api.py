@@ -11,8 +11,9 @@ from de_ray.problem.custom import problem_from_model
 
 
 def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: float = 0.9, bits: int | None = 4,
-             divergence: str = "kl", held_out: Tensor | np.ndarray | None = None, include: Sequence[str] = ("*",),
-             exclude: Sequence[str] = (), evolution: EvolutionConfig | None = None, refit: RefitConfig | None = None,
+             divergence: str = "kl", held_out: Tensor | np.ndarray | None = None, include: str | Sequence[str] = ("*",),
+             exclude: str | Sequence[str] = (), evolution: EvolutionConfig | None = None,
+             refit: RefitConfig | None = None,
              quantization: QuantizationConfig | None = None, pool: PoolConfig | None = None, augment: str = "auto",
              target_bytes: int | None = None, target_ratio: float | None = None, seed: int = 0,
              threads: int = 1, device: str = "auto") -> Result:
@@ -24,10 +25,10 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
         calibration: [N, ...] unlabelled inputs.
         sparsity: share of the layers' weights that end as zeros, in [0, 1).
         bits: width of every layer, in 1..8; None sweeps a width for each layer.
-        divergence: kl (class scores), mse or cosine.
+        divergence: kl (class scores, of classes in dimension 1: [N, C] or [N, C, ...]), mse or cosine.
         held_out: [H, ...] inputs for the report alone. None: the last fifth of `calibration`, kept apart.
-        include: globs of layer names that may be zeroed.
-        exclude: globs of layer names that stay dense.
+        include: a glob of layer names that may be zeroed, or several.
+        exclude: the same of layers that stay dense.
         evolution, refit, quantization, pool: whole configuration groups; `sparsity` and `bits` go on top of the first
             and the third. The default pool is this process; `PoolConfig(kind="ray")` takes all its cores.
         augment: of calibration inputs, where they serve refit: cutmix (rectangles of each other), shift, none, or auto,
@@ -49,8 +50,8 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
         result.save("student.der")
         state = de_ray.load("student.der")
     """
-    problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=list(include),
-                                 exclude=list(exclude), seed=seed, augment=augment)
+    problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=include, exclude=exclude,
+                                 seed=seed, augment=augment)
     evolution = _replaced(evolution or EvolutionConfig(), sparsity=sparsity)
     quantization = _replaced(quantization or QuantizationConfig(), bits=bits)
     config = Config(evolution=evolution, refit=refit or RefitConfig(), quantization=quantization,

@@ -80,13 +80,19 @@ def latest(folder: Path) -> Checkpoint | None:
 def require_same(meta: dict, fingerprint: dict) -> None:
     """Raise `ValueError`, naming the keys that differ, unless a checkpoint was made with this fingerprint."""
     saved, now = meta["fingerprint"], json.loads(json.dumps(fingerprint))
-    different = [f"{key}={old!r} then, {new!r} now" for key, old, new in _differences("", saved, now)]
+    different = told(saved, now)
     if different:
-        raise ValueError("the checkpoint is another run's: " + "; ".join(different) + ". Continue with that run's own "
-                         "configuration, or start afresh in a new folder")
+        raise ValueError(f"the checkpoint is another run's: {different}. Continue with that run's own configuration, or "
+                         "start afresh in a new folder")
+
+
+def told(old: object, new: object) -> str:
+    """Where two nested configurations differ, for a message; empty where they do not."""
+    return "; ".join(f"{key}={was!r} then, {now!r} now" for key, was, now in _differences("", old, new))
 
 
 def _differences(prefix: str, old: object, new: object) -> Iterator[tuple[str, object, object]]:
+    """Dotted key, old and new value, wherever two nested configurations differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from _differences(f"{prefix}.{key}" if prefix else key, old.get(key), new.get(key))

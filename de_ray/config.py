@@ -545,7 +545,7 @@ class Config:
     start: str | None = None
     """A compressed file of the same teacher, whose student evolves further, in place of the teacher's own weights. The
     schedule goes on from its density; weights that return in a search have the teacher's values. Of a file sparser than
-    asked for, weights first come back, where there is a refit to give them values."""
+    the sparsity or targets asked for (not than a size would need), weights first come back, where there is a refit."""
     resume: str | None = None
     """The folder of an interrupted run, or its mirror (s3://...), to be continued to the same file. Overrides of
     `cluster` are taken beside it, no others."""

@@ -125,21 +125,23 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     everything = range(pool.batches)
     started = time.perf_counter() - (state.history[-1]["seconds"] if state.history else 0.0)
     divergence = state.history[-1]["divergence"] if state.history else 0.0
-    if not state.done and student.sparsity:
-        state.progress = progress_at(evolution.schedule, 1 - student.sparsity, 1 - evolution.sparsity)
     while state.done < total:
         step = state.done
         found = None
         generator = torch_generator(config.seed, "refit", step)
         if step < config.evolution.cycles:
-            state.progress = next_progress(evolution, step, state.progress, state.rises)
             rate = _rate(config, student, limit, units)
             if limit is not None:
                 room = limit - overhead(problem, units().unread_values(student))
                 sparsity = aimed_sparsity(rate, room, targets.follows_sparsity)
                 targets = Targets(replace(evolution, sparsity=sparsity), problem.layers)
-            if step == 0 and _regrow(problem, config, student, pool, targets.missing(student.counts)):
-                rate = _rate(config, student, limit, units)
+            if step == 0 and student.sparsity:  # it starts from a file
+                if _regrow(problem, config, student, pool, targets.missing(student.counts)):
+                    rate = _rate(config, student, limit, units)
+                state.progress = progress_at(evolution.schedule, 1 - student.sparsity, targets.density)
+                if evolution.schedule == "adaptive":
+                    divergence = float(pool.evaluate([()], everything)[0])
+            state.progress = next_progress(evolution, step, state.progress, state.rises)
             budget = targets.budget(state.progress, student.counts)
             given = saliency_inputs(problem, config, student, step)
             with pool.dispatch() as dispatch:
@@ -182,8 +184,9 @@ def _rate(config: Config, student: Student, limit: int | None, units: Callable[[
 
 def _regrow(problem: Problem, config: Config, student: Student, pool: Pool, missing: Budget) -> bool:
     """Bring back the survivors that a student which was started from lacks; False where there is nothing to do."""
-    # Without a refit nothing would give them values.
-    if config.refit.method == "none" or not missing.total:
+    refit = config.refit
+    idle = refit.method == "none" or (refit.method == "distill" and not refit.steps + refit.final_steps)
+    if idle or not missing.total:  # without a refit nothing would give them values
         return False
     log.info("%d weights come back: the student is sparser than asked for", missing.total)
     regrow(student, problem, config.refit, missing, torch_generator(config.seed, "regrow"))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from de_ray import codec
+from de_ray.codec.raw import raw_entry
 from de_ray.config import WORKER_GPUS, Config, PoolConfig
 from de_ray.device import moved, resolve_device, threads
 from de_ray.evaluation.build import build_pool
@@ -64,10 +65,13 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
         on_stage: told the name of each stage as it starts.
 
     Raises:
+        ValueError: no file can hold one of the teacher's tensors.
         FloatingPointError: the divergence became NaN or infinite.
         RuntimeError: the file does not decode to the student, bit for bit.
     """
     clock, limit = _Clock(on_stage), size_limit(problem, config)
+    for name, value in problem.teacher.state_dict().items():
+        raw_entry(name, value)  # what no file can hold need not wait for the end
     device = resolve_device(config.device)
     problem.teacher.to(device)
     with threads(config.threads):

@@ -16,6 +16,8 @@ from de_ray.units import NO_UNITS, Units, renumbered, restored
 
 NOMINAL_BITS = 3
 """Width at which layers are priced where a sweep will choose the widths."""
+LEVEL_BYTES = 2
+"""Of a float16 level."""
 CONTAINER_BYTES, LAYER_BYTES, OTHER_BYTES = 100, 34, 0.75
 """Of a file; of a layer beside its symbols; and of a parameter that is never zeroed, 0.3 to 1 as far as seen."""
 
@@ -79,8 +81,9 @@ def measure_rate(student: Student, config: QuantizationConfig, units: Units = NO
     weighed = np.array([layer.size for layer in student.layers], np.int64)
     levels = np.array([_level_bits(of) for of in symbols])
     places = weighed * binary_entropy(survivors / weighed)
+    tables = np.array([8 * LEVEL_BYTES * len(row[0].levels) for row in choices])  # LAYER_BYTES has them
     # A dense layer says nothing of what places cost: as much as they would without contexts.
-    gains = np.divide(np.maximum(8 * sizes[:, 0] - levels, 0), places, out=np.ones(len(weights)), where=places > 1)
+    gains = np.divide(np.maximum(8 * sizes[:, 0] - tables - levels, 0), places, out=np.ones(len(weights)), where=places > 1)
     prices = tuple(restored(_prices(of, bits), axes).reshape(-1)
                    for of, bits, axes in zip(symbols, levels, orders, strict=True)) if priced else ()
     return RateModel(weighed, survivors, gains, levels / np.maximum(survivors, 1), prices)

@@ -70,6 +70,11 @@ def refuse_plain_cluster(arguments: list[str]) -> None:
             raise ValueError(f"{argument}: type +cluster={name or 'NAME'}; there are {known}")
 
 
+def saved_config(path: Path) -> Config:
+    """What a run's folder says that it was configured by."""
+    return to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+
+
 def resumed(config: Config, overrides: list[str]) -> tuple[Config, Path]:
     """The configuration and the folder of an interrupted run.
 
@@ -95,7 +100,7 @@ def resumed(config: Config, overrides: list[str]) -> tuple[Config, Path]:
     if not path.is_file():
         raise FileNotFoundError(f"resume={folder}: no {CONFIG_FILE} there; expected the output folder of a run, such "
                                 "as outputs/digits-directed/...")
-    saved = to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    saved = saved_config(path)
     if "cluster" not in names:
         return saved, Path(folder)
     cluster = config.cluster

@@ -165,7 +165,11 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: names or shapes do not fit.
     """
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    odd = [name for name in {**own, **state} if name not in own or name not in state or own[name] != state[name].shape]
     try:
+        if odd:  # before anything is written: PyTorch would fill what does fit
+            raise RuntimeError(f"{len(odd)} of {len(own)} tensors differ in name or shape ({', '.join(odd[:4])})")
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the file does not fit {type(model).__name__}: {error}") from error

@@ -1,7 +1,7 @@
 """The file's description of its tensors, in a few bytes each: variable-length integers and front-coded names.
 
 Read by `Reader`, which raises `DamagedFileError` for whatever does not fit; nothing is allocated by what a header
-claims before `validate` has held it against the file's size.
+claims before `container` has held it against the file's size.
 """
 
 import math
@@ -119,6 +119,8 @@ class Reader:
             value |= (byte & 127) << shift
             if byte < 128:
                 break
+        else:
+            raise DamagedFileError("a field of more than 63 bits")
         if value > most:
             raise DamagedFileError(f"a field says {value}, expected at most {most}")
         return value
@@ -166,17 +168,18 @@ def read_entries(data: bytes) -> tuple[str, list[Entry]]:
     """
     reader = Reader(data)
     architecture = _text(reader.take(reader.varint(MAX_NAME)))
-    entries, before = [], b""
+    entries, names, before = [], set(), b""
     for _ in range(reader.varint(len(data))):
         shared = reader.varint(len(before))
         before = before[:shared] + reader.take(reader.varint(MAX_NAME))
         if len(before) > MAX_NAME:
             raise DamagedFileError(f"a name of {len(before)} bytes, expected at most {MAX_NAME}")
+        if before in names:
+            raise DamagedFileError("two tensors have one name")
+        names.add(before)
         entries.append(_read_entry(reader, _text(before), entries))
     if reader.position != len(data):
         raise DamagedFileError(f"{len(data) - reader.position} bytes follow its description's end")
-    if len({entry.name for entry in entries}) != len(entries):
-        raise DamagedFileError("two tensors have one name")
     return architecture, entries
 
 

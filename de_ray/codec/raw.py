@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from de_ray.codec.header import DamagedFileError, Entry, Reader
+from de_ray.codec.header import MAX_DIMENSIONS, DamagedFileError, Entry, Reader
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in
           (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
@@ -16,11 +16,13 @@ def raw_entry(name: str, value: Tensor) -> Entry:
     """A tensor's description.
 
     Raises:
-        ValueError: the format has no such type.
+        ValueError: the format has no such type, or fewer dimensions.
     """
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise ValueError(f"{name} has data type {dtype}: expected one of {', '.join(DTYPES)}")
+    if value.ndim > MAX_DIMENSIONS:
+        raise ValueError(f"{name} has {value.ndim} dimensions: expected at most {MAX_DIMENSIONS}")
     return Entry(name, tuple(value.shape), raw=dtype)
 
 
@@ -42,5 +44,5 @@ def take_raw(entry: Entry, reader: Reader) -> Tensor:
     dtype = DTYPES[entry.raw]
     data = bytearray(reader.take(math.prod(entry.shape) * dtype.itemsize))
     if not data:
-        return torch.zeros(entry.shape, dtype=dtype)
+        return torch.zeros(entry.shape, dtype=dtype, device="cpu")
     return torch.frombuffer(data, dtype=dtype).reshape(entry.shape)

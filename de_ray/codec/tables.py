@@ -5,7 +5,7 @@ decoder adapts must come out the same everywhere, so the tables are made with `d
 correctly on every machine, and are integers from then on.
 """
 
-from decimal import Context, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 import numpy as np
 
@@ -21,11 +21,13 @@ LOGIT_LIMIT = 8 * LOGIT_UNIT + LOGIT_UNIT // 2
 
 def _squash() -> np.ndarray:
     """int32 [2 LOGIT_LIMIT + 1]: logit + LOGIT_LIMIT -> probability."""
-    context = Context(prec=20)
+    # The caller's own context must not matter: neither to any of these operations nor as the default of this one.
+    context = Context(prec=20, rounding=ROUND_HALF_EVEN)
     values = []
     for logit in range(-LOGIT_LIMIT, LOGIT_LIMIT + 1):
         odds = context.exp(context.divide(Decimal(-logit), Decimal(LOGIT_UNIT)))
-        values.append(int(context.divide(Decimal(ONE), odds + 1).to_integral_value()))
+        probability = context.divide(Decimal(ONE), context.add(odds, Decimal(1)))
+        values.append(int(probability.to_integral_value(ROUND_HALF_EVEN)))
     return np.clip(np.array(values, np.int32), LEAST, ONE - LEAST)
 
 

@@ -77,6 +77,11 @@ class Targets:
             self.follows_sparsity[found] = False
         self._free_density = 1 - config.sparsity
 
+    @property
+    def density(self) -> float:
+        """Of all layers, in the end."""
+        return float(self._sizes @ self._densities / self._sizes.sum())
+
     def budget(self, progress: float, survivors: Sequence[int]) -> Budget:
         """Zeros to add to come from the present survivors to the numbers due at `progress`.
 

@@ -58,8 +58,8 @@ def problem_from_model(
     *,
     divergence: str = "kl",
     held_out: np.ndarray | Tensor | None = None,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] = ("*",),
+    exclude: str | Sequence[str] = (),
     name: str = "custom",
     architecture: str | None = None,
     seed: int = 0,
@@ -75,7 +75,7 @@ def problem_from_model(
         calibration: [M, ...] inputs, see `as_inputs` for their types.
         divergence: kl, mse or cosine.
         held_out: [H, ...] inputs for the report alone. None: the last fifth of `calibration`, kept apart.
-        include, exclude: globs of layer names; each must match a layer.
+        include, exclude: a glob of layer names, or several; each must match a layer.
         name: of reports.
         architecture: what the file will be loaded into, as its header says. None: the model's class.
         seed: of the draw of calibration inputs.
@@ -89,6 +89,7 @@ def problem_from_model(
             match no layer.
     """
     require_choice("problem.divergence", divergence, DIVERGENCES)
+    include, exclude = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
     require(isinstance(model, nn.Module), "model", type(model).__name__, "a torch.nn.Module")
     inputs = as_inputs(calibration, "calibration")
     if held_out is None:
@@ -167,8 +168,12 @@ def import_model(path: str) -> nn.Module:
 def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
     """One forward pass, so that a model and inputs that do not fit are told apart from everything later."""
     described = f"inputs {list(sample.shape)} of {sample.dtype}"
+    given = sample.clone()
     try:
-        output = teacher(sample)
+        output = teacher(given)
+        if not torch.equal(given, sample):
+            teacher.register_forward_pre_hook(_spare)  # what it is given is stored, and will be given again
+            output = teacher(sample)
     except Exception as error:  # the user's code on inputs that may not be meant for it
         raise ValueError(f"the model does not accept calibration {described}: "
                          f"{type(error).__name__}: {error}") from error
@@ -182,6 +187,11 @@ def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
         if not tensor.isfinite().all():
             raise ValueError(f"the model's output for calibration {described} holds NaN or infinite values")
     divergence(output, output)  # raises where this divergence is not defined on such outputs
+
+
+def _spare(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A hook that lets a module change its inputs in place, of which nobody will know."""
+    return tuple(value.clone() for value in inputs)
 
 
 @torch.no_grad()

@@ -41,9 +41,12 @@ def find_layers(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequ
 
 def check_finite(model: nn.Module) -> None:
     """Raise `ValueError` naming the first parameter or buffer of `model` that holds NaN or infinite values."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, value in model.state_dict().items():
         if not value.isfinite().all():
-            raise ValueError(f"the teacher's {name} holds NaN or infinite values: its training went wrong, or its file")
+            reason = "its training went wrong, or its file" if name in parameters else \
+                "a mask that can be computed anew may be registered with persistent=False"
+            raise ValueError(f"the teacher's {name} holds NaN or infinite values: {reason}")
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

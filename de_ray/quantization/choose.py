@@ -66,6 +66,8 @@ def choose_exponents(weight: np.ndarray, bits: int, config: QuantizationConfig, 
     importance = np.ones(weight.shape) if curvature is None else curvature.astype(np.float64)
     # A slope of 0 would let any gain in error pay for any number of bytes.
     slope = rate_slope(weight[survivors], bits, config.rate_weight or 1.0, importance[survivors])
+    if not slope:  # each survivor has its own level: scales could gain nothing
+        return common
 
     def cost(exponents: np.ndarray | None) -> float:
         tensor = choose(0, weight, bits, config, curvature, exponents).to_tensor("", weight)

@@ -38,7 +38,7 @@ class WithinDivergence:
 
     def distance(self, table: SensitivityTable, widths: Sequence[int]) -> float:
         """Of the predicted rise from the one that the limit allows, in its logarithm."""
-        allowed = max(self.limit - self.base, 5e-324)
+        allowed = max(self.limit - self.base, 1e-300)  # a millionth of it is still above 0
         rise = table.predicted(widths) - table.base
         return abs(math.log(max(rise, allowed * 1e-6) / allowed)) if math.isfinite(rise) else math.inf
 

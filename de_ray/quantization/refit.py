@@ -48,7 +48,7 @@ class _Layer:
     """int64 [k] positions in the table, once they stand."""
 
     def assign(self) -> Tensor:
-        """Positions in the table of the latents' nearest levels."""
+        """Positions in the table by the thresholds, which stay where placement put them."""
         return torch.bucketize(self.latent.detach() / self.scales, self.boundaries)
 
     def weight(self) -> Tensor:
@@ -75,6 +75,9 @@ def refit_levels(objective: Objective, student: Student, choices: Sequence[Level
 
     Returns:
         The layers in coded form; the student's weights are their values, bit for bit.
+
+    Raises:
+        FloatingPointError: the divergence or a level became NaN or infinite.
     """
     device = student.weights[0].device
     layers = []
@@ -114,6 +117,9 @@ def _train(objective: Objective, student: Student, layers: list[_Layer], steps: 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step(peak * (1 + math.cos(math.pi * step / steps)) / 2)
+        if not (loss.isfinite() and all(value.half().isfinite().all() for value in moving)):
+            raise FloatingPointError(f"the refit of levels diverged: divergence {float(loss)} after {steps} steps; "
+                                     "lower quantization.learning_rate")
     finally:
         for tensor in moving:
             tensor.requires_grad_(False)

@@ -20,13 +20,13 @@ def _collect(problem: Problem, student: Student, name: str, inputs: Tensor,
         float64 [G, D, D] and [G, D, R / G], means over samples and positions; D counts a constant input for the
         bias where the layer has one. None for a layer that is never called.
     """
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Tensor] = {}  # clones: later operations of the network may work in place
     layer = student.module.get_submodule(name)
     device = layer.weight.device
     teacher_layer = problem.teacher.get_submodule(name)
     hooks = [layer.register_forward_pre_hook(
-                 lambda _, args, kwargs: seen.__setitem__("x", layer_input(args, kwargs)), with_kwargs=True),
-             teacher_layer.register_forward_hook(lambda _, __, out: seen.__setitem__("y", out))]
+                 lambda _, args, kwargs: seen.__setitem__("x", layer_input(args, kwargs).clone()), with_kwargs=True),
+             teacher_layer.register_forward_hook(lambda _, __, out: seen.__setitem__("y", out.clone()))]
     gram, cross, count = 0.0, 0.0, 0
     try:
         for part in inputs.split(batch):

@@ -69,6 +69,8 @@ class Objective:
         if self._problem.augment is not None:
             return None
         first, structure = tree_flatten(self._expected(inputs[:1].to(self._device)))
+        if not all(isinstance(leaf, Tensor) and leaf.ndim for leaf in first):
+            return None  # numbers, None and such, which no divergence looks at
         if sum(leaf.numel() * leaf.element_size() for leaf in first) * len(inputs) > CACHE_BYTES:
             return None
         parts = [tree_flatten(self._expected(part.to(self._device)))[0] for part in inputs.split(self._config.batch)]

@@ -7,6 +7,7 @@ arXiv:2006.15704). Workers start anew for each call: between the calls evolution
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -117,7 +118,8 @@ def _work(job: dict) -> None:
     problem.teacher.to(device)
     student = Student(problem.teacher, problem.layers, device)
     student.load_state(state)
-    distiller = Distiller(student, problem, job["config"], (rank, workers), DistributedDataParallel)
+    distiller = Distiller(student, problem, job["config"], (rank, workers),
+                          partial(DistributedDataParallel, find_unused_parameters=True))  # layers may go uncalled
     distiller.load_state(state)
     generator = torch.Generator()
     generator.set_state(job["generator"])

@@ -8,7 +8,7 @@ import ray
 from ray import tune
 
 from de_ray.cluster.join import ensure_ray
-from de_ray.config import Config, TrackingConfig
+from de_ray.config import Config, TrackingConfig, require_choice
 from de_ray.problem.base import Problem
 from de_ray.quantization.sweep import quiet, signals_restored
 from de_ray.results import read_report
@@ -43,6 +43,8 @@ def run_sweep(problem: Problem, config: Config, folder: Path, tracker: Tracker) 
     found = points(sweep.space, sweep.samples, config.seed)
     for point in found:
         own_config(base, sweep, point)  # a mistake need not wait for Ray
+    if sweep.metric not in (None, "divergence"):
+        require_choice("sweep.metric", sweep.metric, ("divergence", *problem.metrics(problem.teacher)))
     log.info("%d compressions: trials 0 to %d", len(found), len(found) - 1)
     ensure_ray()
     _require_room(bundles(base, sweep))

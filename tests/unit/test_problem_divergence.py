@@ -12,7 +12,8 @@ from de_ray.problem.divergence import make_divergence
 from de_ray.problem.outputs import flatten
 
 VALUES = st.floats(-30, 30, width=32)
-SHAPES = array_shapes(min_dims=2, max_dims=4, min_side=1, max_side=5)
+SHAPES = array_shapes(min_dims=2, max_dims=4, min_side=1, max_side=5).map(  # kl wants two classes
+    lambda shape: (shape[0], shape[1] + 1, *shape[2:]))
 PAIRS = SHAPES.flatmap(lambda shape: st.tuples(arrays(np.float32, shape, elements=VALUES),
                                                arrays(np.float32, shape, elements=VALUES)))
 
