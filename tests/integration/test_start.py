@@ -56,6 +56,14 @@ def test_a_file_sparser_than_asked_for_gets_weights_back(first, rate_weight):
     assert denser.report["divergence"]["held_out"] < result.report["divergence"]["held_out"]
 
 
+def test_a_start_keeps_the_schedule_to_targets_by_layer(first):
+    evolution = replace(CONFIG.evolution, sparsity=0.5, targets={"*": 0.8})
+    rises = [record["sparsity"] for record in
+             run(mlp_problem(), replace(CONFIG, start=str(first[0]), evolution=evolution)).report["history"][:3]]
+    assert 0.5 < rises[0] < rises[1] < rises[2] == pytest.approx(0.8, abs=0.01)
+    assert rises[0] < 0.75
+
+
 def test_nothing_returns_where_no_refit_would_give_it_a_value(first):
     untouched = run(mlp_problem(), replace(CONFIG, start=str(first[0]), refit=RefitConfig(method="none"),
                                            evolution=replace(CONFIG.evolution, sparsity=0.3)))
