@@ -118,8 +118,8 @@ def _train(objective: Objective, student: Student, layers: list[_Layer], steps: 
             loss.backward()
             optimizer.step(peak * (1 + math.cos(math.pi * step / steps)) / 2)
         if not (loss.isfinite() and all(value.half().isfinite().all() for value in moving)):
-            raise FloatingPointError(f"the refit of levels diverged: divergence {float(loss.detach())} after {steps} steps; "
-                                     "lower quantization.learning_rate")
+            raise FloatingPointError(f"the refit of levels diverged: divergence {float(loss.detach())} after {steps} "
+                                     "steps; lower quantization.learning_rate")
     finally:
         for tensor in moving:
             tensor.requires_grad_(False)
