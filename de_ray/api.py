@@ -13,10 +13,9 @@ from de_ray.problem.custom import problem_from_model
 def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: float = 0.9, bits: int | None = 4,
              divergence: str = "kl", held_out: Tensor | np.ndarray | None = None, include: str | Sequence[str] = ("*",),
              exclude: str | Sequence[str] = (), evolution: EvolutionConfig | None = None,
-             refit: RefitConfig | None = None,
-             quantization: QuantizationConfig | None = None, pool: PoolConfig | None = None, augment: str = "auto",
-             target_bytes: int | None = None, target_ratio: float | None = None, seed: int = 0,
-             threads: int = 1, device: str = "auto") -> Result:
+             refit: RefitConfig | None = None, quantization: QuantizationConfig | None = None,
+             pool: PoolConfig | None = None, augment: str = "auto", target_bytes: int | None = None,
+             target_ratio: float | None = None, seed: int = 0, threads: int = 1, device: str = "auto") -> Result:
     """Compress a trained network.
 
     Args:
@@ -50,8 +49,8 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
         result.save("student.der")
         state = de_ray.load("student.der")
     """
-    problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=include, exclude=exclude,
-                                 seed=seed, augment=augment)
+    problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=include,
+                                 exclude=exclude, seed=seed, augment=augment)
     evolution = _replaced(evolution or EvolutionConfig(), sparsity=sparsity)
     quantization = _replaced(quantization or QuantizationConfig(), bits=bits)
     config = Config(evolution=evolution, refit=refit or RefitConfig(), quantization=quantization,

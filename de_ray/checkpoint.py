@@ -82,8 +82,8 @@ def require_same(meta: dict, fingerprint: dict) -> None:
     saved, now = meta["fingerprint"], json.loads(json.dumps(fingerprint))
     different = told(saved, now)
     if different:
-        raise ValueError(f"the checkpoint is another run's: {different}. Continue with that run's own configuration, or "
-                         "start afresh in a new folder")
+        raise ValueError(f"the checkpoint is another run's: {different}. Continue with that run's own configuration, "
+                         "or start afresh in a new folder")
 
 
 def told(old: object, new: object) -> str:

@@ -83,7 +83,8 @@ def measure_rate(student: Student, config: QuantizationConfig, units: Units = NO
     places = weighed * binary_entropy(survivors / weighed)
     tables = np.array([8 * LEVEL_BYTES * len(row[0].levels) for row in choices])  # LAYER_BYTES has them
     # A dense layer says nothing of what places cost: as much as they would without contexts.
-    gains = np.divide(np.maximum(8 * sizes[:, 0] - tables - levels, 0), places, out=np.ones(len(weights)), where=places > 1)
+    spent = np.maximum(8 * sizes[:, 0] - tables - levels, 0)
+    gains = np.divide(spent, places, out=np.ones(len(weights)), where=places > 1)
     prices = tuple(restored(_prices(of, bits), axes).reshape(-1)
                    for of, bits, axes in zip(symbols, levels, orders, strict=True)) if priced else ()
     return RateModel(weighed, survivors, gains, levels / np.maximum(survivors, 1), prices)

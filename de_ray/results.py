@@ -6,11 +6,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from de_ray.checkpoint import latest, require_same, told
+from de_ray.checkpoint import FOLDER, require_same, told
 from de_ray.config import Config
 from de_ray.figures import draw_all
 from de_ray.files import write_atomically
-from de_ray.pipeline import Result
+from de_ray.pipeline import Result, fingerprint
 from de_ray.problem.base import Problem
 from de_ray.redact import scrub
 from de_ray.report import write_json
@@ -19,8 +19,6 @@ from de_ray.tracking import Tracker
 
 STUDENT_FILE = "student.der"
 REPORT_FILE = "report.json"
-UNRELATED = ("tracking", "resume", "cluster", "device", "pool", "sweep")
-"""Parts of a configuration that may change between the sittings of a run."""
 
 
 def track_result(tracker: Tracker, report: dict, written: list[Path]) -> None:
@@ -51,20 +49,23 @@ def read_report(folder: Path) -> dict | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def require_own(config: Config, fingerprint: dict, folder: Path) -> None:
-    """Refuse a folder that holds another run, before anything in it changes.
+def require_own(problem: Problem, config: Config, folder: Path) -> None:
+    """Refuse a folder in which another run has finished or left checkpoints, before anything in it changes.
 
     Raises:
         ValueError: saying in what the runs differ.
     """
-    if read_report(folder) is not None and (folder / CONFIG_FILE).is_file():
-        then, now = (asdict(one) for one in (saved_config(folder / CONFIG_FILE), config))
-        for key in UNRELATED:
-            then.pop(key), now.pop(key)
+    finished = read_report(folder) is not None
+    if not (finished or (folder / FOLDER).is_dir()) or not (folder / CONFIG_FILE).is_file():
+        return
+    earlier = saved_config(folder / CONFIG_FILE)
+    then, now = fingerprint(problem, earlier), fingerprint(problem, config)
+    if finished:  # its file depends on all of it
+        then["quantization"], now["quantization"] = asdict(earlier.quantization), asdict(config.quantization)
         if different := told(then, now):
             raise ValueError(f"{folder} holds another run, which has finished: {different}. Start in a new folder")
-    elif (found := latest(folder)) is not None:
-        require_same(found.meta, fingerprint)
+    else:
+        require_same({"fingerprint": then}, now)
 
 
 def save_config(config: Config, folder: Path) -> None:

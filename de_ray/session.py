@@ -16,7 +16,7 @@ from de_ray.cluster.storage import Mirror
 from de_ray.command import command_line
 from de_ray.config import Config
 from de_ray.evolve import Record
-from de_ray.pipeline import Result, fingerprint, run
+from de_ray.pipeline import Result, run
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
 from de_ray.progress import Progress
@@ -51,7 +51,7 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
     mirror = prepare(config, folder)
     with _ended_by_sigterm():
         problem = build_problem(config.problem, config.seed)
-        require_own(config, fingerprint(problem, config), folder)
+        require_own(problem, config, folder)
         save_config(config, folder)
         tracker = Tracker.start(config.tracking, _name(problem, config), _tags(problem, config),
                                 f"de-ray {problem.name}", parent, folder / RUN_FILE)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from de_ray.codec.container import misfits
 from de_ray.evolution.candidate import Candidate
 from de_ray.problem.base import Layer
 
@@ -64,10 +65,7 @@ class Student:
 
     def check(self, state: dict[str, Tensor]) -> None:
         """Raise `ValueError` for a state dict of another network, or one that holds NaN."""
-        own = self.module.state_dict()
-        if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
-            odd = sorted(name for name in {*own, *state}
-                         if name not in own or name not in state or own[name].shape != state[name].shape)
+        if odd := misfits(self.module, state):
             raise ValueError(f"not a student of this network: {', '.join(odd[:4])} differ in name or shape")
         if not all(value.isfinite().all() for value in state.values() if value.is_floating_point()):
             raise ValueError("a student with NaN or infinite values")

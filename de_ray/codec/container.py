@@ -165,15 +165,23 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: names or shapes do not fit.
     """
-    own = {name: value.shape for name, value in model.state_dict().items()}
-    odd = [name for name in {**own, **state} if name not in own or name not in state or own[name] != state[name].shape]
+    odd = misfits(model, state)
+    if odd:  # before anything is written: PyTorch would fill what does fit
+        raise ValueError(f"the file does not fit {type(model).__name__}: {len(odd)} of "
+                         f"{len(model.state_dict())} tensors differ in name or shape ({', '.join(odd[:4])})")
     try:
-        if odd:  # before anything is written: PyTorch would fill what does fit
-            raise RuntimeError(f"{len(odd)} of {len(own)} tensors differ in name or shape ({', '.join(odd[:4])})")
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except RuntimeError as error:  # the module's own hooks
         raise ValueError(f"the file does not fit {type(model).__name__}: {error}") from error
     return model.eval()
+
+
+def misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Keys that a module and a state dict do not share, or hold in other shapes; the module's first."""
+    shapes, found = ({name: getattr(value, "shape", None) for name, value in values.items()}
+                     for values in (model.state_dict(), state))
+    return [name for name in {**shapes, **found}
+            if name not in shapes or name not in found or shapes[name] != found[name]]
 
 
 def _read(source: str | Path | bytes) -> bytes:

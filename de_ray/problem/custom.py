@@ -166,7 +166,10 @@ def import_model(path: str) -> nn.Module:
 
 @torch.no_grad()
 def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
-    """One forward pass, so that a model and inputs that do not fit are told apart from everything later."""
+    """One forward pass, so that a model and inputs that do not fit are told apart from everything later.
+
+    A teacher that changes its inputs is given copies of them from then on.
+    """
     described = f"inputs {list(sample.shape)} of {sample.dtype}"
     given = sample.clone()
     try:

@@ -85,8 +85,8 @@ def kl(teacher: Tensor, student: Tensor) -> Tensor:
     0 for equal distributions: logits that differ by a constant over C count as equal.
     """
     if teacher.ndim < 2 or teacher.shape[1] < 2:  # of a single class, any two outputs would be equal
-        raise ValueError(f"divergence kl needs logits [N, C, ...] of C >= 2 classes, got {list(teacher.shape)}: use mse "
-                         "or cosine")
+        raise ValueError(f"divergence kl needs logits [N, C, ...] of C >= 2 classes, got {list(teacher.shape)}: use "
+                         "mse or cosine")
     log_p = _log_probabilities(teacher)
     p = log_p.exp()
     value = _expected_difference(p, log_p, _log_probabilities(student), p > 0, 0 if teacher.ndim == 2 else 1)

@@ -44,8 +44,9 @@ def check_finite(model: nn.Module) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, value in model.state_dict().items():
         if not value.isfinite().all():
-            reason = "its training went wrong, or its file" if name in parameters else \
-                "a mask that can be computed anew may be registered with persistent=False"
+            reason = "its training went wrong, or its file"
+            if name not in parameters and not value.isnan().any():
+                reason = "no file can hold it; a mask that is computed anew may be registered with persistent=False"
             raise ValueError(f"the teacher's {name} holds NaN or infinite values: {reason}")
 
 

@@ -117,7 +117,8 @@ def _train(objective: Objective, student: Student, layers: list[_Layer], steps: 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step(peak * (1 + math.cos(math.pi * step / steps)) / 2)
-        if not (loss.isfinite() and all(value.half().isfinite().all() for value in moving)):
+        tables = [layer.table.half() for layer in layers]  # as the file holds them
+        if not all(value.isfinite().all() for value in (loss, *tables, *moving)):
             raise FloatingPointError(f"the refit of levels diverged: divergence {float(loss.detach())} after {steps} "
                                      "steps; lower quantization.learning_rate")
     finally:

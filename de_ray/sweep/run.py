@@ -34,7 +34,7 @@ def run_sweep(problem: Problem, config: Config, folder: Path, tracker: Tracker) 
         tracker: of the sweep's run; trials become runs nested under it.
 
     Raises:
-        ValueError: a point is not allowed, or the cluster has no room for a trial.
+        ValueError: a point is not allowed, the problem has no such metric, or the cluster has no room for a trial.
         EvaluationError: no trial has finished.
         KeyboardInterrupt: Tune was interrupted.
     """

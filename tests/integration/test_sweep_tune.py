@@ -109,7 +109,7 @@ def test_planted_credentials_are_in_no_file_of_the_sweep_or_of_ray(swept):
 
 @pytest.mark.parametrize(("overrides", "message"), [
     (["sweep.actors=500"], "sweep.actors=500"), (["sweep.space.evolution.sparsity=[1.5]"], "evolution.sparsity=1.5"),
-    (["+sweep.space.pool.actors=[1]"], "pool.actors")])
+    (["+sweep.space.pool.actors=[1]"], "pool.actors"), (["sweep.metric=nope"], "sweep.metric='nope'")])
 def test_a_sweep_that_cannot_run_says_so_at_once(tmp_path, monkeypatch, overrides, message):
     from de_ray.problem.build import build_problem
     from de_ray.sweep.run import run_sweep

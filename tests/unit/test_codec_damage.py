@@ -210,3 +210,14 @@ def test_a_flipped_bit_of_a_network_is_found() -> None:
 def test_mutants_decode_right_or_raise_within_their_bounds() -> None:
     found = fuzz(2000, seed=1)
     assert found["raised"] + found["right"] == 2000 and found["raised"] > 1800
+
+
+def test_two_tensors_of_one_name_are_refused_as_they_are_read():
+    twice = header.write_entries("", [header.Entry("a", (1,), raw="int64")] * 2)
+    with pytest.raises(codec.DamagedFileError, match="two tensors have one name"):
+        header.read_entries(twice)
+
+
+def test_a_number_without_an_end_is_refused():
+    with pytest.raises(codec.DamagedFileError, match="more than 63 bits"):
+        header.Reader(b"\x80" * 12).varint(2**40)

@@ -1,5 +1,6 @@
 """Sizes, files and what reading them needs."""
 
+import copy
 import os
 import stat
 import subprocess
@@ -137,3 +138,14 @@ def test_reading_needs_no_writable_package_folder_and_keeps_kernels_with_the_use
     data = codec.encode([], {"w": torch.zeros(5, 5)})
     assert read_elsewhere(READ_ONLY, after, data, tmp_path) == "torch.Size([5, 5])\n3"
     assert list(tmp_path.rglob("model._bit_length*.nbi")), "compiled, and kept"
+
+
+def test_a_file_that_does_not_fit_changes_nothing_of_the_module(tmp_path):
+    path = tmp_path / "other.der"
+    trained = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).state_dict()
+    path.write_bytes(codec.encode([], trained))
+    other = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=r"2 of 4 tensors differ in name or shape \(2.weight, 2.bias\)"):
+        codec.load(path, model=other)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())

@@ -1,5 +1,7 @@
 """What is encoded comes back bit for bit, whatever its shape, density and levels."""
 
+import decimal
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from de_ray import codec
+from de_ray.codec import tables
 from de_ray.codec.tensor import QuantizedTensor
 
 
@@ -131,3 +134,13 @@ def test_two_tensors_of_one_name_are_refused() -> None:
         codec.encode([one, one])
     with pytest.raises(ValueError, match="a"):
         codec.encode([one], {"a": torch.zeros(1)})
+
+
+def test_the_coders_tables_do_not_depend_on_the_callers_decimal_context():
+    with decimal.localcontext(decimal.Context(prec=6, rounding=decimal.ROUND_DOWN)):
+        assert np.array_equal(tables._squash(), tables.SQUASH)
+
+
+def test_a_tensor_of_too_many_dimensions_is_refused_before_it_is_written():
+    with pytest.raises(ValueError, match="counter has 9 dimensions: expected at most 8"):
+        codec.encode([], {"counter": torch.zeros([1] * 9)})

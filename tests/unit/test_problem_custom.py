@@ -286,3 +286,67 @@ def test_something_else_than_a_module_is_a_value_error():
 def test_an_augmentation_that_does_not_exist_is_refused_rather_than_taken_for_another():
     with pytest.raises(ValueError, match=r"problem\.augment='detection': expected one of none, shift"):
         problem_from_model(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), torch.randn(20, 3, 4, 4), augment="detection")
+
+
+QUICK = {"evolution": EvolutionConfig(cycles=2, population=4, generations=1),
+         "refit": RefitConfig(steps=5, final_steps=5), "quantization": QuantizationConfig(refit_steps=5)}
+
+
+def compress_quickly(model, inputs, **arguments):
+    return de_ray.compress(model, inputs, **{**QUICK, "sparsity": 0.5, **arguments})
+
+
+@pytest.mark.parametrize("model", [nn.Linear(8, 1), nn.Sequential(nn.Linear(8, 4), nn.Unflatten(1, (1, 4)))])
+def test_kl_of_a_single_class_is_refused_since_any_outputs_would_be_equal(model):
+    with pytest.raises(ValueError, match=r"C >= 2 classes, got \[8, 1.*use mse or cosine"):
+        compress_quickly(model, torch.randn(40, 8))
+
+
+def test_one_glob_is_no_sequence_of_letters():
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(12)))
+    problem = problem_from_model(model, torch.randn(20, 6), include="1*", exclude="11")
+    assert [layer.name for layer in problem.layers] == ["1", "10"]
+
+
+class Careless(nn.Module):
+    """Changes its input in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.mul_(1.5).sub_(1.0))
+
+
+def test_a_model_that_changes_its_input_leaves_stored_inputs_alone():
+    torch.manual_seed(0)
+    inputs = torch.randn(80, 8)
+    problem = problem_from_model(Careless(), inputs, held_out=inputs[:16])
+    kept = [part.clone() for part in (problem.inputs, problem.calibration, problem.held_out)]
+    problem.metrics(problem.teacher)
+    problem.divergence(problem.teacher(problem.inputs), problem.teacher(problem.calibration))
+    assert all(torch.equal(a, b) for a, b in
+               zip(kept, (problem.inputs, problem.calibration, problem.held_out), strict=True))
+
+
+def test_a_type_that_no_file_holds_is_told_before_the_search():
+    model = nn.Sequential(nn.Linear(8, 4))
+    model.register_buffer("turns", torch.ones(3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="turns has data type complex64: expected one of"):
+        compress_quickly(model, torch.randn(40, 8))
+
+
+class Talkative(nn.Module):
+    """Returns more than tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> dict:
+        return {"logits": self.layer(x), "aux": {"count": 3, "none": None, "mean": x.long().sum()}}
+
+
+def test_numbers_and_none_in_an_output_are_passed_over_by_refit_too():
+    assert compress_quickly(Talkative(), torch.randn(40, 8), augment="none").report["file_bytes"] > 0

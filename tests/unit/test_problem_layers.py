@@ -62,3 +62,17 @@ def test_weights_that_are_not_finite_are_named(value):
         model[1].bias[2] = value
     with pytest.raises(ValueError, match=r"1\.bias holds NaN"):
         find_layers(model)
+
+
+def test_a_mask_of_minus_infinity_is_told_the_way_out():
+    model = nn.Sequential(nn.Linear(8, 4))
+    model.register_buffer("mask", torch.full((3, 3), -torch.inf))
+    with pytest.raises(ValueError, match="teacher's mask holds .*persistent=False"):
+        find_layers(model, ["*"], [])
+
+
+def test_a_buffer_that_training_spoiled_is_no_mask():
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+    model[1].running_var.fill_(torch.nan)
+    with pytest.raises(ValueError, match="1.running_var holds NaN.*training went wrong"):
+        find_layers(model, ["*"], [])

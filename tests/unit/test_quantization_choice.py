@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from de_ray.codec import coded_bytes
 from de_ray.config import QuantizationConfig
 from de_ray.quantization.choice import LevelChoice
 from de_ray.quantization.choose import choose, choose_exponents
@@ -194,3 +195,11 @@ def test_the_slope_follows_the_width():
 def test_arguments_out_of_range_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         place(np.array([1.0], np.float32), *arguments)
+
+
+def test_a_layer_with_a_level_for_each_survivor_gets_no_row_scales():
+    rng, settings = np.random.default_rng(0), QuantizationConfig(bits=8)
+    for _ in range(8):
+        weight = (rng.standard_normal((10, 84)) * rng.uniform(0.2, 5, (10, 1))).astype(np.float32)
+        weight[rng.random(weight.shape) > 0.05] = 0
+        assert choose_exponents(weight, 8, settings, coded_bytes) is None

@@ -15,6 +15,7 @@ from de_ray.quantization.choose import choose
 from de_ray.quantization.sensitivity import choices_at
 from de_ray.rate import aimed_sparsity, measure_rate
 from de_ray.student import Student
+from tests.networks import mlp_problem
 
 
 @pytest.fixture
@@ -96,3 +97,12 @@ def test_a_survivor_among_zeros_costs_more_than_one_among_survivors():
     p = codec.significance(symbols)
     assert p.shape == symbols.shape and (0 < p).all() and (p < 1).all()
     assert p[20, 30] < p[20:, :5].min()
+
+
+def test_level_tables_are_no_cost_of_places():
+    problem = mlp_problem()
+    student = Student(problem.teacher, problem.layers)
+    for mask, weight in zip(student.masks, student.weights, strict=True):
+        mask.view(-1)[::16] = False
+        weight.data.mul_(mask)
+    assert (measure_rate(student, QuantizationConfig(bits=4), priced=False).gains < 4).all()

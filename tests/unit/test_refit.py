@@ -11,6 +11,7 @@ from torch import nn
 from de_ray.config import RefitConfig
 from de_ray.evolution.candidate import ZeroingSet
 from de_ray.evolution.gram import layer_grams, layer_rows
+from de_ray.problem.custom import problem_from_model
 from de_ray.problem.measure import mean_divergence
 from de_ray.refit.build import build_refit
 from de_ray.refit.distill import Distiller
@@ -187,3 +188,32 @@ def test_workers_share_a_batch_as_one_would_have_it(augmented):
     parts = [gradient((rank, 3)) for rank in range(3)]
     for whole, *grads in zip(gradient((0, 1)), *parts, strict=True):
         torch.testing.assert_close(sum(grads) / 3, whole, rtol=1e-4, atol=1e-7)
+
+
+class Residual(nn.Module):
+    """A residual layer, in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.in_place = in_place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        if self.in_place:
+            x += self.second(x)
+        else:
+            x = x + self.second(x)
+        return self.last(x)
+
+
+def test_least_squares_sees_what_layers_saw_whatever_is_done_in_place_later():
+    found = []
+    for in_place in (False, True):
+        torch.manual_seed(1)
+        problem = problem_from_model(Residual(in_place), torch.randn(400, 8), divergence="mse")
+        student = halved(problem)
+        build_refit(student, problem, RefitConfig(method="least_squares")).after_cycle(torch.Generator().manual_seed(0))
+        found.append(mean_divergence(problem, student.module, problem.calibration))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)

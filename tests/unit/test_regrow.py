@@ -1,4 +1,4 @@
-"""Regrowth: what comes back is what the teacher needs, as many as are missing, with masks and values as refit has them."""
+"""Regrowth: what comes back is what the teacher needs, as many as are missing, at zero."""
 
 import numpy as np
 import torch

@@ -1,0 +1,49 @@
+"""A run's folder: what another run may not do to it."""
+
+import copy
+
+import pytest
+
+from de_ray.checkpoint import FOLDER
+from de_ray.config import Config, EvolutionConfig, PoolConfig, QuantizationConfig, RefitConfig
+from de_ray.results import REPORT_FILE, require_own, save_config
+from de_ray.session import run_session
+from tests.networks import mlp_problem
+
+
+def configured(bits=4, sparsity=0.9):
+    found = Config(evolution=EvolutionConfig(sparsity=sparsity, cycles=2, population=4, generations=1),
+                   refit=RefitConfig(steps=5, final_steps=5), pool=PoolConfig(kind="serial"),
+                   quantization=QuantizationConfig(bits=bits, refit_steps=5))
+    found.problem.teacher.epochs = 2
+    found.tracking.enabled = False
+    return found
+
+
+def test_the_folder_of_another_run_is_refused_before_anything_in_it_changes(tmp_path):
+    config = configured()
+    run_session(config, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    other = copy.deepcopy(config)
+    other.quantization.bits = 2
+    with pytest.raises(ValueError, match="holds another run, which has finished: quantization.bits=4 then, 2 now"):
+        run_session(other, tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+
+
+def test_a_run_with_checkpoints_may_be_quantized_otherwise_but_not_evolved_otherwise(tmp_path):
+    problem = mlp_problem()
+    save_config(configured(), tmp_path)
+    require_own(problem, configured(sparsity=0.5), tmp_path)  # nothing to lose yet
+    (tmp_path / FOLDER).mkdir()
+    require_own(problem, configured(bits=2), tmp_path)
+    with pytest.raises(ValueError, match="another run's: evolution.sparsity=0.9 then, 0.5 now"):
+        require_own(problem, configured(sparsity=0.5), tmp_path)
+
+
+def test_a_finished_run_may_be_taken_up_as_it_was_wherever_it_runs(tmp_path):
+    save_config(configured(), tmp_path)
+    (tmp_path / REPORT_FILE).write_text("{}")
+    elsewhere = configured()
+    elsewhere.pool.kind, elsewhere.device, elsewhere.resume = "ray", "cpu", str(tmp_path)
+    require_own(mlp_problem(), elsewhere, tmp_path)
