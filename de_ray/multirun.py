@@ -6,9 +6,6 @@ sweep's folder, so that it does not matter whether they share that process.
 
 import atexit
 import json
-import signal
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from de_ray.files import write_atomically
 from de_ray.redact import scrub, without_credentials
+from de_ray.signals import exit_on_sigterm
 from de_ray.tracking import Parent, Tracker
 
 PARENT_FILE = "mlflow_parent.json"
@@ -42,8 +40,7 @@ class MultirunParent(Callback):
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PARENT_FILE).unlink(missing_ok=True)  # of an earlier sweep into this folder
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        exit_on_sigterm()
         self._tracker = Tracker.start(
             OmegaConf.to_object(config.tracking), without_credentials(name), {
                 "mlflow.source.type": "LOCAL", "mlflow.source.name": "launch.py",

@@ -1,12 +1,7 @@
 """One run as a user sees it: a folder, progress, tracking, figures, the final table."""
 
-import contextlib
 import logging
-import signal
 import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +18,7 @@ from de_ray.progress import Progress
 from de_ray.report import print_report
 from de_ray.results import STUDENT_FILE, require_own, save_config, track_result, write_result
 from de_ray.serving import saver
+from de_ray.signals import ended_by_sigterm
 from de_ray.tracking import RUN_FILE, Parent, Tracker, flatten
 
 if TYPE_CHECKING:
@@ -49,7 +45,7 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
         config = replace(config, start=_existing(config.start))
     folder.mkdir(parents=True, exist_ok=True)
     mirror = prepare(config, folder)
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         problem = build_problem(config.problem, config.seed)
         require_own(problem, config, folder)
         save_config(config, folder)
@@ -127,19 +123,6 @@ def _tags(problem: Problem, config: Config) -> dict[str, str]:
     if config.sweep is None:
         tags["mlflow.note.content"] = f"```\n{command_line(config)}\n```"
     return tags
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, with which schedulers end jobs, leave this context by `SystemExit`, as Ray's own handler does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _commit() -> str:

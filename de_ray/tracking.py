@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from de_ray.config import TrackingConfig
 from de_ray.files import write_atomically
 from de_ray.redact import without_credentials
+from de_ray.signals import uninterrupted
 from de_ray.tracking_store import address, end_orphans, experiment_id, open_store, process_tag
 
 if TYPE_CHECKING:
@@ -71,9 +72,10 @@ class Connection:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Turn tracking off when something fails, with a warning."""
+        """Turn tracking off when something fails, with a warning; what interrupts the run waits for the store."""
         try:
-            yield
+            with uninterrupted():
+                yield
         # Whatever MLflow, its database or its server may raise: none of it is worth a run.
         except Exception as error:  # noqa: BLE001
             self.client, self.lost = None, self.client

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from de_ray.cluster.address import LOCAL, chosen
+from de_ray.signals import sigterm_kept
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,9 @@ def _start() -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         _turn_tokens_on()
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(address=LOCAL, include_dashboard=False, dashboard_host=LOOPBACK, logging_level=logging.WARNING,
-             log_to_driver=False)
+    with sigterm_kept():
+        ray.init(address=LOCAL, include_dashboard=False, dashboard_host=LOOPBACK, logging_level=logging.WARNING,
+                 log_to_driver=False)
 
 
 def _join(address: str) -> None:
@@ -63,7 +65,8 @@ def _join(address: str) -> None:
     if address != "auto":
         _require_listener(address)
     try:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        with sigterm_kept():
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except AuthenticationError as error:
         raise ConnectionError(f"cluster.address={address}: Ray's token authentication refused this machine; "
                               f"{TOKEN_HELP}") from error

@@ -157,7 +157,7 @@ def test_a_multirun_that_is_killed_leaves_no_run_running(start, folder):
     while not list(folder.glob("killed/0/checkpoint/step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 143, err
     assert statuses(f"sqlite:///{folder}/killed.db") == {
         ("digits seed=0,1", "KILLED", None), ("digits directed 0.9 swept bits seed 0", "KILLED", "digits seed=0,1")}

@@ -41,7 +41,7 @@ def swept(python, tmp_path_factory):
         while not list(work.glob("sweep/trials/001/checkpoint/step-*")) and time.monotonic() < deadline:
             time.sleep(0.1)
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
         then = {path.name for path in (work / "sweep").iterdir()}, [run.info.status for run in runs(work)[1]]
         first = (work / "sweep/trials/000/student.der").stat().st_mtime_ns
         resumed = launch("resume=sweep")
@@ -62,7 +62,7 @@ def runs(work):
 
 def test_a_killed_sweep_leaves_no_run_running(swept):
     files, statuses = swept[2]
-    assert swept[1] != 0 and "sweep.json" not in files
+    assert swept[1] == 143 and "sweep.json" not in files
     assert statuses.count("KILLED") == 2 and "RUNNING" not in statuses  # the sweep's and the second trial's
 
 

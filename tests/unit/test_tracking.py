@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import sqlalchemy
 import torch
 from mlflow import MlflowClient
 
@@ -27,6 +29,7 @@ from de_ray.problem.darknet import Darknet
 from de_ray.problem.darknet_cfg import parse
 from de_ray.redact import without_credentials
 from de_ray.serving import BATCH, Predictor, saver
+from de_ray.signals import ended_by_sigterm
 from de_ray.tracking import SETTINGS, Tracker, flatten
 from de_ray.tracking_store import open_store
 from tests.networks import small_cfg
@@ -326,6 +329,24 @@ def test_a_run_whose_tracking_has_failed_is_ended_all_the_same(store, caplog):
     tracker.end("FINISHED")
     _, (run,) = runs(store)
     assert run.info.status == "FINISHED" and run.data.params == {} and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_amid_a_transaction_leaves_the_store_to_those_who_say_that_the_run_was_ended(store, number):
+    @sqlalchemy.event.listens_for(sqlalchemy.Engine, "after_cursor_execute")
+    def interrupt(connection, cursor, statement, *_):
+        if statement.startswith("INSERT INTO metrics"):
+            signal.raise_signal(number)
+
+    tracker = Tracker.start(TrackingConfig(), "run", {})
+    try:
+        with ended_by_sigterm(), pytest.raises((SystemExit, KeyboardInterrupt)):
+            tracker.log_metrics({"divergence": 0.25}, 1)
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", interrupt)
+    tracker.end("KILLED")
+    _, (run,) = runs(store)
+    assert run.info.status == "KILLED" and run.data.metrics == {"divergence": 0.25}
 
 
 def test_what_is_not_set_is_no_parameter(store):
