@@ -1,21 +1,30 @@
 """The same compression from Python: no configuration files, no tracking, no Ray unless asked for."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from de_ray.checks import require
 from de_ray.config import Config, EvolutionConfig, PoolConfig, QuantizationConfig, RefitConfig
 from de_ray.pipeline import Result, run
 from de_ray.problem.custom import problem_from_model
 
+DEFAULT_SPARSITY, DEFAULT_BITS = 0.9, 4
 
-def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: float = 0.9, bits: int | None = 4,
-             divergence: str = "kl", held_out: Tensor | np.ndarray | None = None, include: str | Sequence[str] = ("*",),
-             exclude: str | Sequence[str] = (), evolution: EvolutionConfig | None = None,
-             refit: RefitConfig | None = None, quantization: QuantizationConfig | None = None,
-             pool: PoolConfig | None = None, augment: str = "auto", target_bytes: int | None = None,
-             target_ratio: float | None = None, seed: int = 0, threads: int = 1, device: str = "auto") -> Result:
+Group = TypeVar("Group", EvolutionConfig, QuantizationConfig)
+
+
+def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: float = DEFAULT_SPARSITY,
+             bits: int | None = DEFAULT_BITS, divergence: str = "kl", held_out: Tensor | np.ndarray | None = None,
+             include: str | Sequence[str] = ("*",), exclude: str | Sequence[str] = (),
+             evolution: EvolutionConfig | None = None, refit: RefitConfig | None = None,
+             quantization: QuantizationConfig | None = None, pool: PoolConfig | None = None, augment: str = "auto",
+             target_bytes: int | None = None, target_ratio: float | None = None, seed: int = 0, threads: int = 1,
+             device: str = "auto") -> Result:
     """Compress a trained network.
 
     Args:
@@ -28,8 +37,9 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
         held_out: [H, ...] inputs for the report alone. None: the last fifth of `calibration`, kept apart.
         include: a glob of layer names that may be zeroed, or several.
         exclude: the same of layers that stay dense.
-        evolution, refit, quantization, pool: whole configuration groups; `sparsity` and `bits` go on top of the first
-            and the third. The default pool is this process; `PoolConfig(kind="ray")` takes all its cores.
+        evolution, refit, quantization, pool: whole configuration groups; a sparsity in the first and bits in the third
+            take the place of the keywords' defaults. The default pool is this process; `PoolConfig(kind="ray")` takes
+            all its cores.
         augment: of calibration inputs, where they serve refit: cutmix (rectangles of each other), shift, none, or auto,
             which is cutmix for images [N, C, H, W] and none for others.
         target_bytes: size that the file may have; sparsity is then found, and `sparsity` is not used.
@@ -49,16 +59,33 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
         result.save("student.der")
         state = de_ray.load("student.der")
     """
+    _require_usual_modes()
     problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=include,
                                  exclude=exclude, seed=seed, augment=augment)
-    evolution = _replaced(evolution or EvolutionConfig(), sparsity=sparsity)
-    quantization = _replaced(quantization or QuantizationConfig(), bits=bits)
+    evolution = _with(evolution or EvolutionConfig(), "evolution", "sparsity", sparsity, DEFAULT_SPARSITY)
+    quantization = _with(quantization or QuantizationConfig(), "quantization", "bits", bits, DEFAULT_BITS)
     config = Config(evolution=evolution, refit=refit or RefitConfig(), quantization=quantization,
                     pool=pool or PoolConfig(kind="serial"), target_bytes=target_bytes, target_ratio=target_ratio,
                     seed=seed, threads=threads, device=device)
     return run(problem, config)
 
 
-def _replaced(config: object, **values: object) -> object:
-    """A checked copy of a configuration group with other values."""
-    return type(config)(**{**vars(config), **values})
+def _require_usual_modes() -> None:
+    """Raise `ValueError` in what PyTorch's modes would make fail later, in other words."""
+    require(not torch.is_inference_mode_enabled(), "torch.inference_mode", True,
+            "False: refit needs gradients; call compress outside of it")
+    require(torch.get_default_dtype() == torch.float32, "torch.get_default_dtype()", torch.get_default_dtype(),
+            "torch.float32, in which networks are compressed; call torch.set_default_dtype(torch.float32) before")
+
+
+def _with(config: Group, group: str, name: str, value: object, default: object) -> Group:
+    """A configuration group with the value of a keyword, unless it says itself what the keyword leaves at its default.
+
+    Raises:
+        ValueError: both say something, and not the same.
+    """
+    own = getattr(config, name)
+    if own in (value, getattr(type(config)(), name)):
+        return replace(config, **{name: value})
+    require(value == default, name, value, f"nothing beside {group}, whose {name} is {own!r}")
+    return config

@@ -7,6 +7,8 @@ dataclasses. Each field's comment says its unit and its range; `__post_init__` h
 from dataclasses import dataclass, field
 from typing import Any
 
+from de_ray.checks import require, require_choice, require_types
+
 CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs", "kronecker")
 SURROGATES = ("fisher", "kronecker")
 DIVERGENCES = ("kl", "mse", "cosine")
@@ -22,17 +24,6 @@ WORKER_GPUS = 0.4
 """Of a GPU, for each of several workers of refit; evaluators, which stay where they are, have the rest: more than half,
 so that a GPU has one of them."""
 PRECISIONS = ("float32", "tf32", "bfloat16")
-
-
-def require(condition: bool, key: str, value: object, allowed: str) -> None:
-    """Raise `ValueError` naming the configuration key, the offending value and what is allowed."""
-    if not condition:
-        raise ValueError(f"{key}={value!r}: expected {allowed}")
-
-
-def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise `ValueError` unless `value` is one of `choices`."""
-    require(value in choices, key, value, "one of " + ", ".join(choices))
 
 
 @dataclass
@@ -53,6 +44,7 @@ class TeacherConfig:
     """Of initialisation and shuffling. Apart from the run's seed, so that every seed compresses the same teacher."""
 
     def __post_init__(self) -> None:
+        require_types(self, "problem.teacher.")
         require(self.epochs >= 1, "problem.teacher.epochs", self.epochs, "at least 1")
         require(self.batch >= 1, "problem.teacher.batch", self.batch, "at least 1")
         require(self.learning_rate > 0, "problem.teacher.learning_rate", self.learning_rate, "a number above 0")
@@ -85,6 +77,7 @@ class DataConfig:
     `problem.divergence=detection` alone."""
 
     def __post_init__(self) -> None:
+        require_types(self, "problem.data.")
         require(self.size >= 32, "problem.data.size", self.size, "at least 32")
         require(self.workers >= 0, "problem.data.workers", self.workers, "0 or more")
         require(self.scenes >= 16, "problem.data.scenes", self.scenes, "at least 16")
@@ -136,6 +129,7 @@ class ProblemConfig:
     """The trained network."""
 
     def __post_init__(self) -> None:
+        require_types(self, "problem.")
         detector = self.name in DETECTORS
         divergences = ("detection", "mse", "cosine") if detector else DIVERGENCES
         require_choice("problem.divergence", self.divergence, divergences)
@@ -239,6 +233,7 @@ class EvolutionConfig:
 
     def __post_init__(self) -> None:
         key = "evolution."
+        require_types(self, key)
         require(0 <= self.sparsity < 1, key + "sparsity", self.sparsity, "a number in [0, 1)")
         require_choice(key + "allocation", self.allocation, ("global", "uniform"))
         require_choice(key + "schedule", self.schedule, ("exponential", "linear", "cubic", "adaptive"))
@@ -297,6 +292,7 @@ class PoolConfig:
     capture of the network count too."""
 
     def __post_init__(self) -> None:
+        require_types(self, "pool.")
         require(self.stack >= 1, "pool.stack", self.stack, "at least 1")
         require(self.cache_mb >= 1, "pool.cache_mb", self.cache_mb, "at least 1")
         require_choice("pool.screen_precision", self.screen_precision, PRECISIONS)
@@ -340,6 +336,7 @@ class RefitConfig:
     """Ridge of least_squares and obs, as a share of the mean diagonal of the inputs' Gram matrix, > 0."""
 
     def __post_init__(self) -> None:
+        require_types(self, "refit.")
         require_choice("refit.method", self.method, ("distill", "least_squares", "obs", "none"))
         require(self.steps >= 0, "refit.steps", self.steps, "0 or more")
         require(self.final_steps >= 0, "refit.final_steps", self.final_steps, "0 or more")
@@ -386,6 +383,7 @@ class QuantizationConfig:
 
     def __post_init__(self) -> None:
         key = "quantization."
+        require_types(self, key)
         if self.bits is not None:
             require(1 <= self.bits <= 8, key + "bits", self.bits, "a whole number in 1..8, or null to sweep")
         require(1 <= self.max_bits <= 8, key + "max_bits", self.max_bits, "a whole number in 1..8")
@@ -421,6 +419,7 @@ class TrackingConfig:
     """A name in MLflow's model registry, of which the compressed network becomes a new version; needs `model`."""
 
     def __post_init__(self) -> None:
+        require_types(self, "tracking.")
         require(self.model or self.register is None, "tracking.register", self.register,
                 "nothing, unless tracking.model=true")
 
@@ -458,6 +457,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         key = "sweep."
+        require_types(self, key)
         require(bool(self.space), key + "space", self.space,
                 "values by key, such as {evolution: {sparsity: [0.8, 0.9]}}")
         require(self.samples >= 1, key + "samples", self.samples, "at least 1")
@@ -490,6 +490,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         key = "cluster."
+        require_types(self, key)
         port = (self.address or "").rpartition(":")[2]
         require(self.address in (None, "auto", "local") or "://" not in self.address and ":" in self.address
                 and port.isdecimal() and 0 < int(port) < 2**16, key + "address", self.address,
@@ -551,6 +552,7 @@ class Config:
     `cluster` are taken beside it, no others."""
 
     def __post_init__(self) -> None:
+        require_types(self)
         require(self.target_bytes is None or self.target_bytes >= 1, "target_bytes", self.target_bytes,
                 "at least 1, or null")
         require(self.target_ratio is None or self.target_ratio > 1, "target_ratio", self.target_ratio,

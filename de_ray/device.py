@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from de_ray.config import require
+from de_ray.checks import require
 
 log = logging.getLogger(__name__)
 

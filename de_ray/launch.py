@@ -1,6 +1,7 @@
 """The command line: `python launch.py OVERRIDES`, or `python -m de_ray.launch OVERRIDES` where only the wheel is."""
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from de_ray.evaluation.members import EvaluationError
 from de_ray.redact import redact_logs, without_credentials
-from de_ray.schema import CONF, refuse_plain_cluster, register, resumed, to_config
+from de_ray.schema import CONF, refuse_without_plus, register, resumed, to_config
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def run(composed: DictConfig) -> float:
 
         return run_session(config, folder, parent_of(hydra_config)).report["divergence"]["held_out"]
     except (ValueError, OSError, FloatingPointError, OmegaConfBaseException, EvaluationError) as error:
+        _leave_nothing(Path(hydra_config.runtime.output_dir))
         # What users can mend is told in one line, which a traceback would hide; hydra.verbose=true shows both.
         log.debug("where it happened", exc_info=True)
         sys.exit(without_credentials(f"error: {error}"))
@@ -41,10 +43,17 @@ def run(composed: DictConfig) -> float:
         sys.exit(130)
 
 
+def _leave_nothing(folder: Path) -> None:
+    """Remove a folder in which nothing but an empty log was made."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    if [path.suffix for path in files] == [".log"] and not files[0].stat().st_size:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> None:
     """The command."""
     try:
-        refuse_plain_cluster(sys.argv[1:])
+        refuse_without_plus(sys.argv[1:])
     except ValueError as error:
         sys.exit(f"error: {error}")
     redact_logs()

@@ -6,16 +6,23 @@ sweep's folder, so that it does not matter whether they share that process.
 
 import atexit
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from de_ray.files import write_atomically
 from de_ray.redact import scrub, without_credentials
+from de_ray.schema import to_config
 from de_ray.signals import exit_on_sigterm
 from de_ray.tracking import Parent, Tracker
 
@@ -33,8 +40,10 @@ class MultirunParent(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Open the parent."""
         overrides = list(config.hydra.overrides.task)
-        swept = [override for override in OverridesParser.create().parse_overrides(overrides)
-                 if override.is_sweep_override()]
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        swept = [override for override in parsed if override.is_sweep_override()]
+        if config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
+            _check_jobs(config.hydra.job.config_name, parsed)
         problem = None if any(override.get_key_element() == "problem" for override in swept) else config.problem.name
         name = " ".join([problem or "", *(override.input_line for override in swept)]).strip()
         folder = Path(config.hydra.sweep.dir)
@@ -69,6 +78,20 @@ class MultirunParent(Callback):
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
             tracker.end(status or ("KILLED" if "KILLED" in tracker.child_statuses() else "FAILED"))
+
+
+def _check_jobs(name: str, overrides: list[Override]) -> None:
+    """End the process unless the configurations of all jobs are allowed: the last may start in a day."""
+    loader = GlobalHydra.instance().config_loader()
+    for job in BasicSweeper.split_arguments(overrides, None)[0]:
+        try:
+            composed = loader.load_configuration(name, job, RunMode.RUN)
+            with open_dict(composed):
+                del composed["hydra"]
+            to_config(composed)
+        except (ValueError, OmegaConfBaseException, HydraException) as error:
+            # Hydra takes any other exception of a callback for a warning.
+            sys.exit(without_credentials(f"error: {' '.join(job)}: {error}"))
 
 
 def parent_of(hydra_config: DictConfig) -> Parent | None:

@@ -52,6 +52,7 @@ class Result:
         return Path(path)
 
 
+@torch.enable_grad()  # refit needs it, in whatever mode the caller is
 def run(problem: Problem, config: Config, folder: Path | None = None,
         on_record: OnRecord = lambda record, total: None,
         on_stage: Callable[[str], None] = lambda stage: None) -> Result:

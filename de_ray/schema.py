@@ -8,7 +8,8 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from de_ray.config import Config, require
+from de_ray.checks import require
+from de_ray.config import Config
 
 CONF = next(folder for folder in (Path(__file__).parent / "conf", Path(__file__).resolve().parent.parent / "conf")
             if folder.is_dir())
@@ -54,15 +55,19 @@ def compose(overrides: list[str]) -> Config:
         return to_config(hydra_compose("config", overrides))
 
 
-def refuse_plain_cluster(arguments: list[str]) -> None:
-    """Raise `ValueError` for `cluster=NAME`, at which Hydra would print six lines.
+def refuse_without_plus(arguments: list[str]) -> None:
+    """Raise `ValueError` for `cluster=NAME`, at which Hydra would print six lines, and for `sweep.KEY=VALUE` without a
+    sweep, at which it would fail with a traceback.
 
-    `cluster` is not in the root's defaults list, since a configuration in it would come before what the schema says and
-    every run would carry one; hence it is added, not chosen.
+    Neither group is in the root's defaults list, since a configuration in it would come before what the schema says and
+    every run would carry one; hence they are added, not chosen.
 
     Args:
         arguments: of the command line.
     """
+    sweeps = [argument for argument in arguments if argument.startswith("sweep.")]
+    if sweeps and not any(argument.lstrip("+").startswith("sweep=") for argument in arguments):
+        raise ValueError(f"{sweeps[0]}: there is no sweep; type +sweep=tune besides")
     for argument in arguments:
         name = argument.removeprefix("cluster=")
         if name != argument:

@@ -203,6 +203,13 @@ class _Decoded:
 
 
 def _decode(data: bytes) -> _Decoded:
+    try:
+        return _decode_within_memory(data)
+    except MemoryError as error:
+        raise DamagedFileError("it claims more weights than this machine's memory holds") from error
+
+
+def _decode_within_memory(data: bytes) -> _Decoded:
     reader = Reader(_payload(data))
     if reader.take(len(MAGIC)) != MAGIC or (version := reader.take(1)[0]) not in READABLE:
         raise DamagedFileError("not a compressed network of a version that this de_ray reads")

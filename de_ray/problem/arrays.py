@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from de_ray.config import require
+from de_ray.checks import require
 
 
 def load_inputs(path: str, key: str) -> Tensor:

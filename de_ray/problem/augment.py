@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from de_ray.config import AUGMENTATIONS, require_choice
+from de_ray.checks import require_choice
+from de_ray.config import AUGMENTATIONS
 from de_ray.problem.base import Augment
 
 REACH = 1

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from de_ray.config import ProblemConfig, require
+from de_ray.checks import require
+from de_ray.config import ProblemConfig
 from de_ray.problem.base import Divergence, Output, Problem
 from de_ray.problem.cache import cache_folder, kept
 from de_ray.problem.coco import ANNOTATIONS, TRAIN, VALIDATION, image_files, load_images, read_annotations

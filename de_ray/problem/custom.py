@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from de_ray.config import DIVERGENCES, ProblemConfig, require, require_choice
+from de_ray.checks import require, require_choice
+from de_ray.config import DIVERGENCES, ProblemConfig
 from de_ray.problem.arrays import as_inputs, load_inputs
 from de_ray.problem.augment import augmentation
 from de_ray.problem.base import Divergence, Layer, Problem
@@ -90,7 +91,8 @@ def problem_from_model(
     """
     require_choice("problem.divergence", divergence, DIVERGENCES)
     include, exclude = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
-    require(isinstance(model, nn.Module), "model", type(model).__name__, "a torch.nn.Module")
+    require(isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule), "model",
+            type(model).__name__, "a torch.nn.Module that TorchScript has not compiled")
     inputs = as_inputs(calibration, "calibration")
     if held_out is None:
         require(len(inputs) >= 2, "calibration", list(inputs.shape), "two or more samples, one of them to hold out")
@@ -105,7 +107,12 @@ def problem_from_model(
         log.info("calibration on all %d inputs, fewer than the %d asked for", len(inputs), calibration_size)
     distort = augmentation(augment, inputs, augment_share)
     inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed, distort)
-    teacher = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    try:
+        teacher = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise ValueError(f"model={type(model).__name__} cannot be copied: expected parameters that are no function of "
+                         "others; torch.nn.utils.remove_weight_norm and its like undo what made them so "
+                         f"({str(error).splitlines()[0]})") from error
     check_finite(teacher)
     distance = make_divergence(divergence)
     _probe(teacher, drawn[:PROBE], distance)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from de_ray.config import require
+from de_ray.checks import require
 from de_ray.problem.darknet_cfg import Section
 
 LEAK = 0.1

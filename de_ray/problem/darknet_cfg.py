@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from de_ray.config import require
+from de_ray.checks import require
 
 SHIPPED = {"yolov3": "yolov3.cfg", "yolov3_tiny": "yolov3-tiny.cfg"}
 """Architectures whose configuration is part of the package."""

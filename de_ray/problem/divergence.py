@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from de_ray.config import DIVERGENCES, require_choice
+from de_ray.checks import require_choice
+from de_ray.config import DIVERGENCES
 from de_ray.problem.base import Divergence, Output
 from de_ray.problem.outputs import leaves
 

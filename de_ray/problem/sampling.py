@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from de_ray.config import require
+from de_ray.checks import require
 from de_ray.problem.base import Augment
 
 

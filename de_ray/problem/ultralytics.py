@@ -19,7 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from de_ray.config import require
+from de_ray.checks import require
 from de_ray.problem.anchor_free import AnchorFree
 from de_ray.problem.cache import cache_folder
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from de_ray.config import require, require_choice
+from de_ray.checks import require, require_choice
 from de_ray.quantization.atoms import Atoms, make_atoms
 from de_ray.quantization.ecsq import ecsq_of_atoms
 from de_ray.quantization.levels import lloyd_max_levels, nearest_error, uniform_levels

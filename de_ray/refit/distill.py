@@ -73,6 +73,11 @@ class Distiller:
             return float("nan")
         last = float(torch.stack(losses[-max(1, steps // 10):]).mean())
         if not last < float("inf"):
-            raise FloatingPointError(f"distillation diverged: mean divergence {last} after {steps} steps; lower "
-                                     "refit.learning_rate")
+            raise diverged(last, steps)
         return last
+
+
+def diverged(last: float, steps: int) -> FloatingPointError:
+    """What a run of steps raises that ended at a divergence of NaN or infinity."""
+    return FloatingPointError(f"distillation diverged: mean divergence {last} after {steps} steps; lower "
+                              "refit.learning_rate")

@@ -6,6 +6,7 @@ arXiv:2006.15704). Workers start anew for each call: between the calls evolution
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from de_ray import device as devices
 from de_ray.cluster.join import ensure_ray
 from de_ray.config import WORKER_GPUS, RefitConfig
 from de_ray.problem.base import Problem
-from de_ray.refit.distill import Distiller
+from de_ray.refit.distill import Distiller, diverged
 from de_ray.student import Student
 
 SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
@@ -126,12 +127,13 @@ def _work(job: dict) -> None:
     rates = job["rates"]
     with devices.threads(job["threads"]):
         try:
-            loss = torch.tensor(distiller.run(len(rates), rates.__getitem__, generator), device=device)
-        except FloatingPointError as error:
-            if rank == 0:
-                ray.get(job["outbox"].put.remote(error))
-            return
+            own = distiller.run(len(rates), rates.__getitem__, generator)
+        except FloatingPointError:
+            own = float("nan")  # the others, whose parts may be finite, wait for this number all the same
+    loss = torch.tensor(own, device=device)
     torch.distributed.all_reduce(loss)
     if rank == 0:
-        content = student.values(), distiller.state(), generator.get_state(), float(loss) / workers
+        mean = float(loss) / workers
+        content = ((student.values(), distiller.state(), generator.get_state(), mean) if math.isfinite(mean)
+                   else diverged(mean, len(rates)))
         ray.get(job["outbox"].put.remote(content))

@@ -8,7 +8,8 @@ import ray
 from ray import tune
 
 from de_ray.cluster.join import ensure_ray
-from de_ray.config import Config, TrackingConfig, require_choice
+from de_ray.checks import require_choice
+from de_ray.config import Config, TrackingConfig
 from de_ray.problem.base import Problem
 from de_ray.quantization.sweep import quiet, signals_restored
 from de_ray.results import read_report

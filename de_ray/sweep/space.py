@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from de_ray.config import Config, require
+from de_ray.checks import require
+from de_ray.config import Config
 from de_ray.seeds import numpy_generator
 
 SEARCHED = ("evolution", "refit", "quantization", "seed")

@@ -226,6 +226,17 @@ def test_a_mistake_is_one_clear_error_before_ray_starts(launch, overrides, messa
     assert "Ray" not in err
 
 
+def test_a_refused_command_leaves_no_folder(launch, folder):
+    launch("evolution.sparsity=1.5", "hydra.run.dir=refused", expect=1)
+    assert not (folder / "refused").exists()
+
+
+def test_a_multirun_refuses_its_last_job_before_the_first_one_starts(launch, folder):
+    _, err = launch("-m", "seed=0,1", "evolution.sparsity=0.5,1.5", "hydra.sweep.dir=half", expect=1)
+    assert err == "error: seed=0 evolution.sparsity=1.5: evolution.sparsity=1.5: expected a number in [0, 1)\n"
+    assert not (folder / "half").exists()
+
+
 def test_a_file_that_is_not_ours_is_one_clear_error(command, folder):
     (folder / "other.der").write_bytes(b"something else")
     _, err = command("-m", "de_ray", "inspect", "other.der", expect=1)

@@ -20,7 +20,7 @@ from de_ray.cluster.storage import Mirror, fetch, location, open_storage, tune_s
 from de_ray.config import ClusterConfig, Config, PoolConfig, QuantizationConfig, SweepConfig
 from de_ray.pipeline import fingerprint
 from de_ray.results import save_config
-from de_ray.schema import CONF, compose, refuse_plain_cluster, resumed
+from de_ray.schema import CONF, compose, refuse_without_plus, resumed
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,11 @@ def names(uri):
 
 def test_a_plain_cluster_is_told_what_to_type():
     with pytest.raises(ValueError, match=r"^cluster=aws: type \+cluster=aws; there are \+cluster=aws, \+cluster=k"):
-        refuse_plain_cluster(["problem=digits", "cluster=aws"])
-    refuse_plain_cluster(["+cluster=aws", "cluster.storage=x", "problem.name=cluster=aws"])
+        refuse_without_plus(["problem=digits", "cluster=aws"])
+    with pytest.raises(ValueError, match=r"^sweep\.metric=accuracy: there is no sweep; type \+sweep=tune besides"):
+        refuse_without_plus(["problem=digits", "sweep.metric=accuracy"])
+    refuse_without_plus(["sweep.samples=3", "+sweep=tune"])
+    refuse_without_plus(["+cluster=aws", "cluster.storage=x", "problem.name=cluster=aws"])
 
 
 def test_the_root_names_no_cluster():

@@ -151,6 +151,15 @@ def test_names_that_grow_from_one_to_the_next_are_refused() -> None:
         header.read_entries(b"".join(parts))
 
 
+def test_more_weights_than_memory_holds_are_the_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def take(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(container.coder, "take", take)
+    with pytest.raises(codec.DamagedFileError, match="memory"):
+        codec.decode(small())
+
+
 def test_two_tensors_of_one_name_are_refused() -> None:
     entry = header.Entry("w", (2, 2), 0, 0, step=np.float32(1))
     with pytest.raises(codec.DamagedFileError, match="name"):

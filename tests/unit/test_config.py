@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -41,6 +42,24 @@ def test_a_value_out_of_its_range_names_the_key_and_what_is_allowed(override):
     with pytest.raises(ValueError, match=r"expected") as error:
         compose([override])
     assert key in str(error.value)
+
+
+@pytest.mark.parametrize(("group", "values", "message"), [
+    ("QuantizationConfig", {"bits": 4.5}, r"quantization\.bits=4\.5: expected a whole number or null"),
+    ("EvolutionConfig", {"sparsity": "0.9"}, r"evolution\.sparsity='0\.9': expected a number"),
+    ("EvolutionConfig", {"criteria": "fisher"}, r"evolution\.criteria='fisher': expected a list, each entry text"),
+    ("EvolutionConfig", {"targets": {"fc1": "half"}}, r"evolution\.targets=.*: expected values by key"),
+    ("PoolConfig", {"actors": True}, r"pool\.actors=True: expected a whole number"),
+    ("RefitConfig", {"relative": "yes"}, r"refit\.relative='yes': expected true or false"),
+    ("Config", {"evolution": {"sparsity": 0.5}}, r"^evolution=.*: expected EvolutionConfig\(\.\.\.\)"),
+])
+def test_a_value_of_another_type_is_refused_before_it_is_compared(group, values, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(schema, group)(**values)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert schema.EvolutionConfig(sparsity=np.float32(0.5), cycles=np.int64(3)).cycles == 3
 
 
 @pytest.mark.parametrize("override", ["evolution.sparsty=0.9", "nonsense=1", "evolution.cycles=many", "problem=mnits",

@@ -302,6 +302,39 @@ def test_kl_of_a_single_class_is_refused_since_any_outputs_would_be_equal(model)
         compress_quickly(model, torch.randn(40, 8))
 
 
+def test_a_group_says_what_a_keyword_leaves_at_its_default_and_both_cannot_differ():
+    model, inputs = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(40, 8)
+    groups = {"evolution": EvolutionConfig(sparsity=0.25, cycles=1, population=4, generations=0), "bits": 3,
+              "quantization": QuantizationConfig(refit_steps=1, rate_weight=0)}
+    report = de_ray.compress(model, inputs, **groups, refit=QUICK["refit"]).report
+    assert report["sparsity"] < 0.5 and [layer["bits"] for layer in report["layers"]] == [3, 3]
+    with pytest.raises(ValueError, match=r"sparsity=0\.5: expected nothing beside evolution, whose sparsity is 0\.25"):
+        de_ray.compress(model, inputs, sparsity=0.5, **groups)
+
+
+def test_modes_of_the_caller_do_no_harm_or_are_told_at_once():
+    model, inputs = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(40, 8)
+    expected = compress_quickly(model, inputs).data
+    with torch.no_grad():
+        assert compress_quickly(model, inputs).data == expected
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode=True: expected False"):
+        compress_quickly(model, inputs)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(ValueError, match=r"get_default_dtype\(\)=torch\.float64: expected torch\.float32"):
+            compress_quickly(model, inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(("change", "message"), [
+    (torch.jit.script, "RecursiveScriptModule.*TorchScript"), (nn.utils.weight_norm, "Linear.*remove_weight_norm")])
+def test_modules_that_cannot_be_taken_apart_or_copied_are_told(change, message):
+    with pytest.raises(ValueError, match=message):
+        compress_quickly(change(nn.Linear(8, 4)), torch.randn(40, 8))
+
+
 def test_one_glob_is_no_sequence_of_letters():
     model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(12)))
     problem = problem_from_model(model, torch.randn(20, 6), include="1*", exclude="11")
