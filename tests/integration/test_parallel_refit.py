@@ -69,11 +69,15 @@ class InThisProcess:
             torch.distributed.destroy_process_group()
 
 
-def test_a_divergence_that_explodes_is_the_same_error_as_with_one_worker(no_session, monkeypatch):
+@pytest.fixture
+def in_this_process(no_session, monkeypatch):
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr("de_ray.refit.parallel.TorchTrainer", InThisProcess)
     monkeypatch.setattr("ray.train.get_context", lambda: context)
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+
+
+def test_a_divergence_that_explodes_is_the_same_error_as_with_one_worker(in_this_process):
     problem = mlp_problem()
     student = Student(problem.teacher, problem.layers)
     refit = build_refit(student, problem, RefitConfig(steps=20, batch=32, workers=2, learning_rate=1e30))
@@ -81,11 +85,7 @@ def test_a_divergence_that_explodes_is_the_same_error_as_with_one_worker(no_sess
         refit.after_cycle(torch.Generator().manual_seed(0))
 
 
-def test_another_workers_exploding_divergence_is_waited_for_and_told(no_session, monkeypatch):
-    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-    monkeypatch.setattr("de_ray.refit.parallel.TorchTrainer", InThisProcess)
-    monkeypatch.setattr("ray.train.get_context", lambda: context)
-    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+def test_another_workers_exploding_divergence_is_waited_for_and_told(in_this_process, monkeypatch):
     monkeypatch.setattr("torch.distributed.all_reduce", lambda loss: loss.add_(float("nan")))
     problem = mlp_problem()
     refit = build_refit(Student(problem.teacher, problem.layers), problem, RefitConfig(steps=2, batch=32, workers=2))
