@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from de_ray.checks import require
 from de_ray.config import Config
@@ -14,6 +14,7 @@ from de_ray.seeds import numpy_generator
 SEARCHED = ("evolution", "refit", "quantization", "seed")
 """Groups whose keys may be searched: all points compress the same network and are measured alike."""
 SPARSITY = "evolution.sparsity"
+TARGETS = "evolution.targets."
 DIGITS = 4
 """Of a number drawn from a range."""
 
@@ -59,7 +60,11 @@ def configure(base: Config, point: Point) -> Config:
     config = OmegaConf.structured(base)
     OmegaConf.set_struct(config, True)
     for key, value in point.items():
-        OmegaConf.update(config, key, value, force_add=False)
+        if key.startswith(TARGETS):  # any pattern is a key there, dots and all
+            with open_dict(config):
+                config.evolution.targets[key.removeprefix(TARGETS)] = value
+        else:
+            OmegaConf.update(config, key, value, force_add=False)
     return OmegaConf.to_object(config)
 
 

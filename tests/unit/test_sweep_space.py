@@ -52,6 +52,16 @@ def test_a_point_is_checked_as_any_configuration(point):
         configure(compose([]), point)
 
 
+def test_targets_of_layers_are_searched_whatever_their_pattern_and_beside_those_there_are():
+    base = compose(["+evolution.targets.fc3=0.5"])
+    space = {"evolution": {"targets": {"fc1": [0.9, 0.95], "body.0.*": {"low": 0.5, "high": 0.8}}}}
+    found = [configure(base, point).evolution.targets for point in points(space, 1, 0)]
+    assert [targets["fc1"] for targets in found] == [0.9, 0.95]
+    assert all(targets["fc3"] == 0.5 and 0.5 <= targets["body.0.*"] <= 0.8 for targets in found)
+    with pytest.raises(ValueError, match=r"evolution\.targets\.fc1=1\.5"):
+        configure(base, {"evolution.targets.fc1": 1.5})
+
+
 def test_a_trial_is_one_untracked_compression_in_its_own_process_unless_it_is_given_actors():
     base = compose(["+sweep=tune", "tracking.uri='http://user:hunter2@host'"])
     mine = own_config(base, base.sweep, {"evolution.sparsity": 0.7})
