@@ -34,6 +34,8 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
 
     if pictures is not None and not Path(pictures).absolute().parent.is_dir():
         raise FileNotFoundError(f"--pictures={pictures!r}: no such folder")
+    if pictures is not None and Path(pictures).suffix.lower() != ".png":
+        raise ValueError(f"--pictures={pictures!r}: expected a .png file")
     state = codec.decode(path)  # a damaged file need not wait for data and teacher
     config = compose(overrides)
     problem = build_problem(config.problem, config.seed)
@@ -91,7 +93,7 @@ def export(path: str, onnx: str, int8: str | None, overrides: list[str]) -> None
     files = {"--onnx": onnx} | ({"--int8": int8} if int8 is not None else {})
     for option, file in files.items():
         require_new(file, option)
-    if int8 == onnx:
+    if int8 is not None and Path(int8).resolve() == Path(onnx).resolve():
         raise ValueError(f"--int8={int8!r}: expected another file than --onnx")
     if int8 is not None and not overrides:
         raise ValueError(f"--int8={int8!r}: expected a problem beside it, such as problem=digits, whose inputs tell "

@@ -1,17 +1,15 @@
-"""Images by folder and COCO's annotations, as detectors take them: letterboxed squares in bytes.
+"""Images by folder, as detectors take them: letterboxed squares in bytes.
 
 The layout is that of COCO 2017 (https://cocodataset.org): `train2017/`, `val2017/` and `annotations/` under one root.
 """
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,32 +23,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 """Of the files that count as images."""
 TRAIN, VALIDATION, ANNOTATIONS = "train2017", "val2017", "annotations/instances_val2017.json"
 """Below the root."""
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """Labels of held-out images; for metrics alone."""
-
-    content: dict
-    """COCO's JSON: images, annotations and categories."""
-    files: tuple[Path, ...]
-    """One an image, in the order of `content["images"]`; none where images were made in memory."""
-
-    @property
-    def image_ids(self) -> list[int]:
-        """In the order of the files."""
-        return [image["id"] for image in self.content["images"]]
-
-    @property
-    def category_ids(self) -> list[int]:
-        """Category of each class: networks count classes without gaps, in the order of COCO's ids, which have some."""
-        return sorted(category["id"] for category in self.content["categories"])
-
-    @property
-    def class_names(self) -> list[str]:
-        """Of each class."""
-        names = {category["id"]: str(category.get("name", category["id"])) for category in self.content["categories"]}
-        return [names[category_id] for category_id in self.category_ids]
 
 
 def image_files(folder: Path, key: str) -> list[Path]:
@@ -68,39 +40,6 @@ def image_files(folder: Path, key: str) -> list[Path]:
     return files
 
 
-def read_annotations(path: Path, images: Path, classes: int) -> Annotations:
-    """Read COCO's instances and find their images.
-
-    Args:
-        path: of the JSON file.
-        images: folder of the images that it lists.
-        classes: that the network tells apart.
-
-    Raises:
-        ValueError: for a file that is no such JSON, another number of categories, or images that are not there.
-    """
-    try:
-        content = json.loads(path.read_text())
-        names = [image["file_name"] for image in content["images"]]
-        found = len({category["id"] for category in content["categories"]})
-        known = {image["id"] for image in content["images"]}
-        strangers = [a["id"] for a in content["annotations"] if a["image_id"] not in known]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not COCO instances, JSON with images, annotations and categories: "
-                         f"{type(error).__name__} {error}") from error
-    if found != classes:
-        raise ValueError(f"{path}: has {found} categories: expected {classes}, one for each of the network's classes")
-    if not names or strangers:
-        raise ValueError(f"{path}: {len(names)} images, {len(strangers)} annotations of images that it does not list: "
-                         "expected some images, and only annotations of theirs")
-    files = tuple(images / name for name in names)
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise ValueError(f"{path}: lists {len(files)} images, of which {len(missing)} are not in {images}, "
-                         f"{missing[0]} for one: expected them all; leave those out of the JSON that you do not have")
-    return Annotations(content, files)
-
-
 class LetterboxedImages(Dataset):
     """Images scaled into the middle of a square, the rest grey; readable by worker processes.
 
@@ -109,11 +48,13 @@ class LetterboxedImages(Dataset):
     Args:
         files: of the images.
         size: pixels of the square's side.
+        known: width and height that each must have, as it is stored or as its camera says to turn it; None: as its
+            camera says.
     """
 
-    def __init__(self, files: Sequence[Path], size: int) -> None:
+    def __init__(self, files: Sequence[Path], size: int, known: Sequence[tuple[int, int] | None]) -> None:
         self._files = [str(file) for file in files]
-        self._size = size
+        self._size, self._known = size, known
 
     def __len__(self) -> int:
         return len(self._files)
@@ -121,7 +62,7 @@ class LetterboxedImages(Dataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, int] | str:
         try:
             with Image.open(self._files[index]) as image:
-                image = image.convert("RGB")
+                image = _as_seen(image, self._known[index])
                 letterbox = Letterbox(*image.size, self._size)
                 left, top = letterbox.corner
                 square = np.full((self._size, self._size, 3), GREY, np.uint8)
@@ -132,24 +73,45 @@ class LetterboxedImages(Dataset):
         return np.ascontiguousarray(square.transpose(2, 0, 1)), letterbox.width, letterbox.height
 
 
-def load_images(files: Sequence[Path], size: int, workers: int) -> tuple[Tensor, list[Letterbox]]:
+def _as_seen(image: Image.Image, known: tuple[int, int] | None) -> Image.Image:
+    """Upright, of a size that is known, and in eight bits a colour.
+
+    Raises:
+        ValueError: it is of another size, or of a kind whose white is not known.
+    """
+    turned = ImageOps.exif_transpose(image)
+    if known not in (None, turned.size, image.size):
+        raise ValueError(f"it has {image.width} x {image.height} pixels, its annotations are of {known[0]} x "
+                         f"{known[1]}: expected the image that was annotated")
+    image = image if known == image.size else turned
+    if image.mode.startswith("I;16"):  # Pillow would take all above 255 for white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of Pillow's kind {image.mode}: expected 8 or 16 bits; convert it")
+    return image.convert("RGB")
+
+
+def load_images(files: Sequence[Path], size: int, workers: int,
+                known: Sequence[tuple[int, int] | None] | None = None) -> tuple[Tensor, list[Letterbox]]:
     """Read images into memory.
 
     Args:
         files: M images.
         size: pixels of the square's side.
         workers: processes that read them; 0: this one. The result does not depend on it.
+        known: M sizes, see `LetterboxedImages`.
 
     Returns:
         uint8 [M, 3, size, size], and how each was laid into its square.
 
     Raises:
-        ValueError: naming a file that cannot be read.
+        ValueError: naming a file that cannot be read, or is of another size.
     """
     images = torch.empty((len(files), 3, size, size), dtype=torch.uint8)
     letterboxes = []
     # Unbatched and as NumPy arrays, which travel through pipes: shared memory is scarce in containers.
-    loader = DataLoader(LetterboxedImages(files, size), batch_size=None, num_workers=min(workers, len(files)),
+    dataset = LetterboxedImages(files, size, known or [None] * len(files))
+    loader = DataLoader(dataset, batch_size=None, num_workers=min(workers, len(files)),
                         collate_fn=_as_it_is)
     for index, item in enumerate(loader):
         if isinstance(item, str):

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from de_ray.checks import require
 from de_ray.config import ProblemConfig
+from de_ray.problem.annotations import read_annotations
 from de_ray.problem.base import Divergence, Output, Problem
 from de_ray.problem.cache import cache_folder, kept
-from de_ray.problem.coco import ANNOTATIONS, TRAIN, VALIDATION, image_files, load_images, read_annotations
+from de_ray.problem.coco import ANNOTATIONS, TRAIN, VALIDATION, image_files, load_images
 from de_ray.problem.detection import Detections
 from de_ray.problem.detection_augment import Mosaics, augment_detection
 from de_ray.problem.detection_metrics import DetectionMetrics, find
@@ -73,6 +74,7 @@ def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Pat
     for folder in config.data.unlabelled:
         files += image_files(Path(folder).expanduser(), "problem.data.unlabelled")
     annotations = read_annotations(root / ANNOTATIONS, root / VALIDATION, detector.classes)
+    files = _distinct(files, annotations.files)
     # Files are drawn before they are read: COCO's 118,287 images would take 61 GB.
     wanted = min(config.inputs_size, len(files))
     most = min(config.calibration_size, wanted or len(files))
@@ -80,7 +82,7 @@ def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Pat
         log.info("calibration on all %d inputs, fewer than the %d asked for", most, config.calibration_size)
     usable, drawn = draw_inputs(torch.arange(len(files)), most, wanted, seed)
     inputs, _ = load_images([files[index] for index in usable], size, config.data.workers)
-    held_out, letterboxes = load_images(annotations.files, size, config.data.workers)
+    held_out, letterboxes = load_images(annotations.files, size, config.data.workers, annotations.sizes)
     chances = None
     if config.data.draw == "objects":
         chances = LEAST_CHANCE + expected_objects(detector, inputs)
@@ -103,6 +105,16 @@ def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Pat
         pictures=DetectionPictures(metrics, held_out, letterboxes, annotations.class_names))
 
 
+def _distinct(files: Sequence[Path], held_out: Sequence[Path]) -> list[Path]:
+    """Each file once, however many folders lead to it; a warning where held-out ones are among them."""
+    found = {file.resolve(): file for file in reversed(files)}
+    shared = found.keys() & {file.resolve() for file in held_out}
+    if shared:
+        log.warning("%d of the %d held-out images are calibration images too: metrics will flatter the student",
+                    len(shared), len(held_out))
+    return list(found.values())[::-1]
+
+
 def expected_objects(detector: Detector, images: Tensor) -> Tensor:
     """float32 [M]: the sum of the scores of what the teacher finds in each image [M, 3, S, S]; kept in the cache."""
     def compute() -> Tensor:
@@ -113,10 +125,10 @@ def expected_objects(detector: Detector, images: Tensor) -> Tensor:
     return kept("objects", [OBJECTS_RECIPE, repr(teacher), *teacher.state_dict().values(), images], compute)
 
 
-def require_size(config: ProblemConfig, strides: Sequence[int]) -> None:
-    """Raise `ValueError` unless images fit a network whose heads have these strides in pixels."""
+def require_size(config: ProblemConfig, strides: Sequence[float]) -> None:
+    """Raise `ValueError` unless images fit a network whose layers have these strides in pixels."""
     require(config.data.size % max(strides) == 0, "problem.data.size", config.data.size,
-            f"a multiple of the largest stride, {max(strides)}")
+            f"a multiple of the largest stride, {max(strides):g}")
 
 
 def data_roots() -> list[Path]:

@@ -131,6 +131,12 @@ class Darknet(nn.Module):
         self.heads = tuple(step for step in self.steps if isinstance(step, Head))
         require(bool(self.heads), "cfg", [section.kind for section in sections], "at least one [yolo] section")
         self._needed = {source for step in self.steps for source in getattr(step, "sources", ())}
+        self.strides = [stride for _, stride in shapes]
+        """Pixels of the input a cell of each layer's output."""
+
+    def extra_repr(self) -> str:
+        """What modules do not say: two networks of one text and the same weights compute the same."""
+        return "\n".join(map(repr, self.steps))
 
     @property
     def convolutions(self) -> list[Convolution]:
@@ -168,6 +174,7 @@ class Darknet(nn.Module):
         require(channels % groups == filters % groups == 0, section.at("groups"), groups,
                 f"a divisor of {channels} channels and {filters} filters")
         padding = size // 2 if section.integer("pad") else section.integer("padding")
+        _require_whole_cells(section, size, step, 2 * padding)
         name = f"conv{index}"
         self.add_module(name, nn.Conv2d(channels, filters, size, step, padding, groups=groups))
         convolution = Convolution(name, section.text("activation") == "leaky", section.integer("batch_normalize") != 0)
@@ -177,7 +184,7 @@ class Darknet(nn.Module):
         step = section.integer("stride", 1)
         size = section.integer("size", 1) if "size" in section.options else step
         padding = section.integer("padding") if "padding" in section.options else size - 1
-        require(padding < size, section.at("padding"), padding, f"less than size={size}")
+        _require_whole_cells(section, size, step, padding)
         return MaxPool(size, step, padding), (channels, stride * step)
 
     def _upsample(self, section, index, channels, stride, shapes):
@@ -203,6 +210,7 @@ class Darknet(nn.Module):
 
     def _yolo(self, section, index, channels, stride, shapes):
         flat, mask = section.numbers("anchors"), section.integers("mask")
+        require(min(flat) > 0, section.at("anchors"), section.text("anchors"), "sizes above 0")
         pairs = list(zip(flat[::2], flat[1::2], strict=False))
         require(len(flat) % 2 == 0 and all(0 <= m < len(pairs) for m in mask), section.at("mask"), section.text("mask"),
                 f"numbers below {len(pairs)}, of pairs in anchors={section.text('anchors')}")
@@ -211,6 +219,12 @@ class Darknet(nn.Module):
                 f"the previous layer's {channels} channels to be {len(mask)} anchors x (5 + classes)")
         require(stride == int(stride), section.where, stride, "a whole number of pixels a cell")
         return Head(tuple(pairs[m] for m in mask), classes, int(stride)), (channels, stride)
+
+
+def _require_whole_cells(section: Section, size: int, step: int, padding: int) -> None:
+    """Raise `ValueError` unless an output is its input divided by the stride, as the place of a cell in an image is."""
+    require(size - step <= padding < size, section.at("size"), size, f"such a size that padding of {padding} in all "
+            f"makes the output the input divided by stride={step} (pad=1 does)")
 
 
 def _sources(section: Section, key: str, index: int) -> tuple[int, ...]:

@@ -1,10 +1,14 @@
 """Darknet `.cfg` files as sections of checked options (https://pjreddie.com/darknet/yolo)."""
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
 from de_ray.checks import require
+
+log = logging.getLogger(__name__)
 
 SHIPPED = {"yolov3": "yolov3.cfg", "yolov3_tiny": "yolov3-tiny.cfg"}
 """Architectures whose configuration is part of the package."""
@@ -17,8 +21,22 @@ DEFAULTS = {  # a section's options that change what it computes, as Darknet has
     "shortcut": {"from": "", "activation": "linear"},
     "yolo": {"mask": "", "anchors": "", "classes": 20, "num": 1, "scale_x_y": 1.0},
 }
-UNSUPPORTED = {"convolutional": ("binary", "xnor", "flipped"), "yolo": (), "upsample": ()}
-"""Options that must be 0."""
+UNSUPPORTED = {
+    "convolutional": {"binary": "0", "xnor": "0", "flipped": "0", "dilation": "1", "antialiasing": "0", "deform": "0",
+                      "sway": "0", "rotate": "0", "stretch": "0", "stretch_sway": "0", "coordconv": "0",
+                      "share_index": None},
+    "maxpool": {"maxpool_depth": "0", "antialiasing": "0", "stride_x": None, "stride_y": None},
+    "upsample": {"scale": "1"},
+    "shortcut": {"weights_type": "none", "weights_normalization": "none", "alpha": "1", "beta": "1"},
+    "yolo": {"new_coords": "0", "scale_x_y": "1"},
+}
+"""Options, Darknet's own and AlexeyAB's, that change what a section computes: the one value that is allowed."""
+HARMLESS = {"ignore_thresh", "truth_thresh", "jitter", "random", "resize", "max", "map", "label_smooth_eps",
+            "objectness_smooth", "iou_loss", "iou_thresh", "iou_normalizer", "obj_normalizer", "cls_normalizer",
+            "delta_normalizer", "max_delta", "nms_kind", "beta_nms", "focal_loss", "counters_per_class", "stopbackward",
+            "learning_rate", "burnin_update", "onlyforward", "train_only_bn", "dontload", "dontloadscales",
+            "stride_x", "stride_y", "out_channels"}
+"""Options that change nothing of what a trained network computes, as far as what is beside them is supported."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +64,24 @@ class Section:
 
     def integers(self, key: str) -> tuple[int, ...]:
         """An option as whole numbers between commas, at least one."""
-        return tuple(int(value) for value in self.numbers(key))
+        return self._numbers(key, int)
 
     def numbers(self, key: str) -> tuple[float, ...]:
-        """An option as numbers between commas, at least one."""
-        try:
-            values = tuple(float(part) for part in self.text(key).split(",") if part.strip())
-        except ValueError:
-            values = ()
-        require(bool(values), self.at(key), self.text(key), "numbers between commas")
-        return values
+        """An option as finite numbers between commas, at least one."""
+        return self._numbers(key, float)
 
     def at(self, key: str) -> str:
         """The option's place, for messages."""
         return f"{self.where}: [{self.kind}] {key}"
+
+    def _numbers(self, key, kind):
+        try:
+            values = tuple(kind(part) for part in self.text(key).split(",") if part.strip())
+        except ValueError:
+            values = ()
+        require(bool(values) and all(map(math.isfinite, values)), self.at(key), self.text(key),
+                ("whole numbers" if kind is int else "numbers") + " between commas")
+        return values
 
     def _number(self, key, kind, least):
         value = self.text(key)
@@ -103,6 +125,14 @@ def parse(text: str, name: str = "cfg") -> list[Section]:
     return found[1:]
 
 
+def input_size(text: str) -> tuple[int, int] | None:
+    """Width and height of images that the `[net]` of a file names; None where it does not."""
+    lines = text.partition("]")[2].partition("[")[0].splitlines()
+    options = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+    width, height = (options.get(key, "") for key in ("width", "height"))
+    return (int(width), int(height)) if width.isdecimal() and height.isdecimal() else None
+
+
 def shipped(name: str) -> list[Section]:
     """The sections of a network in `SHIPPED`."""
     text = resources.files("de_ray.problem").joinpath("data", SHIPPED[name]).read_text()
@@ -120,15 +150,30 @@ def classes(sections: Sequence[Section]) -> int:
     return found.pop()
 
 
+def _equal(value: str, allowed: str | None) -> bool:
+    try:
+        return allowed is not None and float(value) == float(allowed)
+    except ValueError:
+        return False
+
+
 def _require_supported(section: Section) -> None:
     if section.kind not in DEFAULTS:
         raise ValueError(f"{section.where}: section [{section.kind}] is not supported; there are "
                          + ", ".join(f"[{kind}]" for kind in DEFAULTS))
-    for key in UNSUPPORTED.get(section.kind, ()):
-        require(section.integer(key) == 0, section.at(key), section.text(key), "0, other kinds are not supported")
-    for kind, key in (("convolutional", "dilation"), ("upsample", "scale"), ("yolo", "scale_x_y")):
-        if section.kind == kind:
-            require(section.number(key) == 1, section.at(key), section.text(key), "1, others are not supported")
+    for key, allowed in UNSUPPORTED.get(section.kind, {}).items():
+        value = section.options.get(key, allowed)
+        require(value == allowed or _equal(value, allowed), section.at(key), value,
+                "nothing, it is not supported" if allowed is None else f"{allowed}, others are not supported")
+    if section.kind == "convolutional":
+        for key in ("stride_x", "stride_y"):
+            value = section.options.get(key, section.text("stride"))
+            require(_equal(value, section.text("stride")), section.at(key), value, "stride, others are not supported")
+    known = {*DEFAULTS[section.kind], *UNSUPPORTED.get(section.kind, {}), *HARMLESS}
+    unknown = section.options.keys() - known
+    if unknown:
+        log.warning("%s: [%s] has options that are not known and change nothing: %s", section.where, section.kind,
+                    ", ".join(sorted(unknown)))
     if section.kind in ("convolutional", "shortcut"):
         allowed = ("leaky", "linear")
         require(section.text("activation") in allowed, section.at("activation"), section.text("activation"),

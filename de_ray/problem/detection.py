@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from de_ray.problem.darknet import Head
-from de_ray.problem.masks import cropped
+from de_ray.problem.masks import areas, cropped
 
 LEAST_SCORE = 0.001
 """Lowest score of a detection, as COCO evaluations have it."""
@@ -43,6 +43,12 @@ class Detections:
     def above(self, score: float) -> "Detections":
         """Those with a higher score."""
         return self.at(self.scores > score)
+
+    def visible(self) -> "Detections":
+        """Those with an area."""
+        if self.masks is None:
+            return self.at((self.boxes[:, 2:] > self.boxes[:, :2]).all(1))
+        return self.at(areas(self.masks) > 0)
 
     def at(self, index: Tensor | slice) -> "Detections":
         """Those that an index, a slice or a mask names."""

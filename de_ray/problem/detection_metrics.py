@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from de_ray.problem.annotations import Annotations
 from de_ray.problem.base import Output
-from de_ray.problem.coco import Annotations
 from de_ray.problem.detection import Detections, Letterbox
 from de_ray.problem.masks import mask_iou
 
@@ -50,7 +50,7 @@ class DetectionMetrics:
         """Metrics of a module in eval mode, on its device.
 
         Returns:
-            AP (mean over IoU 0.5 to 0.95) and AP50, as pycocotools has them, in [0, 1] (-1: nothing is annotated);
+            AP (mean over IoU 0.5 to 0.95) and AP50, as pycocotools has them, in [0, 1], see `average_precision`;
             agreement_80 and agreement_50, the share in [0, 1] of the objects_80 and objects_50 objects that the teacher
             finds with a score above 0.8 and 0.5, which the model finds too (1 where there are none); false_80, the
             number of objects that the model is sure of, above 0.8, and that the teacher does not have. Of a segmenter
@@ -101,10 +101,15 @@ def average_precision(found: Sequence[Detections], annotations: Annotations, kin
         found: an entry an image, in pixels of the image.
         annotations: of these images.
         kind: bbox, or segm of masks.
+
+    Returns:
+        Both in [0, 1]; -1 where nothing of the kind is annotated.
     """
     from pycocotools.coco import COCO  # needed for detectors alone
     from pycocotools.cocoeval import COCOeval
 
+    if not annotations.content["annotations"] or (kind == "segm" and not annotations.masked):
+        return {"AP": -1.0, "AP50": -1.0}
     rows = _boxes(found, annotations) if kind == "bbox" else _masks(found, annotations)
     if not len(rows):  # pycocotools cannot tell nothing from a mistake
         return {"AP": 0.0, "AP50": 0.0}
@@ -145,6 +150,8 @@ def agreement(expected: Sequence[Detections], found: Sequence[Detections],
         found: the student's.
         overlap: by which two detections are one object.
     """
+    # Of what lies in the grey bars nothing is left in the image, not even to overlap with itself.
+    expected, found = ([each.visible() for each in every] for every in (expected, found))
     result = {}
     for name, score in (("80", CONFIDENT), ("50", LIKELY)):
         objects = [each.above(score) for each in expected]

@@ -8,7 +8,7 @@ from de_ray.config import RANDOM, ProblemConfig
 from de_ray.problem.base import Problem
 from de_ray.problem.coco_problem import Detector, coco_problem, data_roots, find_coco, require_size
 from de_ray.problem.darknet import Darknet
-from de_ray.problem.darknet_cfg import SHIPPED, Section, classes, parse, shipped
+from de_ray.problem.darknet_cfg import SHIPPED, Section, classes, input_size, parse, shipped
 from de_ray.problem.darknet_weights import draw_weights, load_weights
 from de_ray.problem.detection import detect
 from de_ray.problem.detection_divergence import detection_divergence
@@ -36,7 +36,7 @@ def build_detector(config: ProblemConfig, seed: int) -> Problem:
     sections = _sections(config)
     network = Darknet(sections)
     find_layers(network, config.include, config.exclude)  # a mistyped pattern need not wait for data
-    require_size(config, [head.stride for head in network.heads])
+    require_size(config, network.strides)
     weights, root = _find(config)
     if weights is None:
         log.warning("%s has random weights: its metrics mean nothing", config.name)
@@ -63,7 +63,12 @@ def _sections(config: ProblemConfig) -> list[Section]:
     if not path.is_file():
         raise FileNotFoundError(f"problem.cfg={config.cfg!r}: no such file; leave it out for the package's "
                                 f"{SHIPPED[config.name]}")
-    return parse(path.read_text(), path.name)
+    text = path.read_text()
+    sections, size, own = parse(text, path.name), config.data.size, input_size(text)
+    if own not in (None, (size, size)):
+        log.warning("%s is of images of %d x %d; they are %d x %d here: problem.data.size=%d", path.name, *own, size,
+                    size, size)
+    return sections
 
 
 def _find(config: ProblemConfig) -> tuple[Path | None, Path]:

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+TOGETHER = 8
+"""Masks that are scaled at a time."""
+
 
 def encode(masks: Tensor) -> np.ndarray:
     """bool [D, H, W] -> object [D], pycocotools' encoding of each."""
@@ -23,6 +26,13 @@ def decode(masks: Sequence[dict] | np.ndarray) -> Tensor:
     from pycocotools import mask as rle
 
     return torch.from_numpy(rle.decode(list(masks))).permute(2, 0, 1).bool()
+
+
+def areas(masks: np.ndarray) -> Tensor:
+    """Pixels of each of D masks: [D]."""
+    from pycocotools import mask as rle
+
+    return torch.from_numpy(rle.area(list(masks)).astype(np.int64)) if len(masks) else torch.zeros(0)
 
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> Tensor:
@@ -46,7 +56,10 @@ def cropped(masks: np.ndarray, corner: tuple[int, int], inner: tuple[int, int], 
     if not len(masks):
         return masks
     (left, top), (width, height) = corner, inner
-    window = decode(masks)[:, top:top + height, left:left + width]
-    if (width, height) != size:
-        window = interpolate(window[:, None].float(), size[::-1], mode="bilinear")[:, 0] >= 0.5
-    return encode(window)
+    found = []
+    for start in range(0, len(masks), TOGETHER):  # as numbers, 300 of a large photograph would fill the memory
+        window = decode(masks[start:start + TOGETHER])[:, top:top + height, left:left + width]
+        if (width, height) != size:
+            window = interpolate(window[:, None].float(), size[::-1], mode="bilinear")[:, 0] >= 0.5
+        found.append(encode(window))
+    return np.concatenate(found)

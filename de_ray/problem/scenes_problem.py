@@ -8,8 +8,8 @@ from torch import nn
 from de_ray.config import ProblemConfig
 from de_ray.problem.anchor_free import detect
 from de_ray.problem.anchor_free_divergence import AnchorFreeDivergence
+from de_ray.problem.annotations import Annotations
 from de_ray.problem.base import Problem
-from de_ray.problem.coco import Annotations
 from de_ray.problem.coco_problem import require_size
 from de_ray.problem.datasets import load_mnist
 from de_ray.problem.detection import Letterbox

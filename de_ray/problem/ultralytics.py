@@ -186,6 +186,10 @@ class RawHeads(nn.Module):
                          for index, layer in enumerate(self.model)]  # layers that each reads; -1 is the images
         self._needed = {source for sources in self._sources for source in sources}
 
+    def extra_repr(self) -> str:
+        """What modules do not say: two networks of one text and the same weights compute the same."""
+        return f"{self.head}\nsources={self._sources}"
+
     def forward(self, images: Tensor) -> dict[str, Tensor | list[Tensor]]:
         """Raw heads.
 

@@ -1,5 +1,6 @@
 """The whole pipeline on real digits and on a user's own network."""
 
+import copy
 import dataclasses
 import gc
 import json
@@ -21,7 +22,7 @@ from de_ray.config import (
     RefitConfig,
     TeacherConfig,
 )
-from de_ray.pipeline import run
+from de_ray.pipeline import fingerprint, run
 from de_ray.problem.build import build_architecture, build_problem
 from tests.networks import Branchy
 
@@ -183,6 +184,11 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_the_key_that_differ
     other = small(evolution={"sparsity": 0.8})
     with pytest.raises(ValueError, match=r"evolution\.sparsity=0\.9 then, 0\.8 now"):
         run(digits, other, folder)
+
+
+def test_a_checkpoint_of_a_network_of_other_steps_and_the_same_weights_is_refused(digits):
+    other = dataclasses.replace(digits, teacher=nn.Sequential(copy.deepcopy(digits.teacher), nn.Identity()))
+    assert fingerprint(digits, small()) == fingerprint(digits, small()) != fingerprint(other, small())
 
 
 def test_least_squares_refit_runs_through_the_pipeline(digits):

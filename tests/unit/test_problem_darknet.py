@@ -59,6 +59,30 @@ activation=linear
 """ + YOLO
 
 
+@pytest.mark.parametrize(("section", "option"), [
+    ("[yolo]", "new_coords=1"), ("[yolo]", "anchors=-4,6"), ("[yolo]", "anchors=nan,6"), ("[yolo]", "mask=0.7"),
+    ("[convolutional]", "stride_x=3"), ("[convolutional]", "antialiasing=1"), ("[convolutional]", "share_index=0"),
+    ("[maxpool]", "maxpool_depth=1"), ("[shortcut]", "weights_type=per_feature"), ("[shortcut]", "alpha=0.5"),
+    ("[route]", "layers=inf"), ("[maxpool]", "padding=7"), ("[convolutional]", "pad=0\nsize=5")])
+def test_options_that_would_change_what_is_computed_are_refused_by_their_name(section, option):
+    before, rest = BRANCHY.split(section, 1)
+    own, *others = rest.split("\n[")
+    text = "\n[".join([before + section + own + f"\n{option}", *others])  # what is said last counts
+    with pytest.raises(ValueError, match=rf"\{section[:-1]}\] ({option.split('=')[0]}|size)=.*expected"):
+        Darknet(parse(text))
+
+
+def test_options_of_training_are_passed_over_and_unknown_ones_told(caplog):
+    parse(BRANCHY.replace("[yolo]", "[yolo]\njitter=.3\nrandom=1"))
+    assert not caplog.records
+    parse(BRANCHY.replace("[yolo]", "[yolo]\nclases=3"))
+    assert "[yolo] has options that are not known and change nothing: clases" in caplog.text
+
+
+def test_the_text_of_a_network_tells_what_its_weights_do_not():
+    assert repr(network()) == repr(network()) != repr(network(BRANCHY.replace("mask=", "mask=1, 0\n#")))
+
+
 def network(text=BRANCHY):
     return Darknet(parse(text))
 
@@ -211,7 +235,7 @@ CONVOLUTION = "[convolutional]\nfilters=14\nactivation=linear\n"
     (NET + CONVOLUTION + "dilation=2\n", "dilation='2'"),
     (NET + CONVOLUTION, "at least one .yolo. section"),
     (NET + CONVOLUTION + "[route]\nlayers=-2\n", "layers='-2': expected layers before this one, which is 1"),
-    (NET + CONVOLUTION + "[route]\nlayers=x\n", "layers='x': expected numbers between commas"),
+    (NET + CONVOLUTION + "[route]\nlayers=x\n", "layers='x': expected whole numbers between commas"),
     (NET + CONVOLUTION + "[route]\nlayers=0\ngroups=2\ngroup_id=2\n", "group_id=2: expected less than groups=2"),
     (NET + CONVOLUTION + "[maxpool]\nsize=2\nstride=2\n[route]\nlayers=0,1\n", "one resolution"),
     (NET + 2 * CONVOLUTION.replace("14", "7") + CONVOLUTION + "[shortcut]\nfrom=-2\n", "previous one's 14 channels"),

@@ -18,7 +18,8 @@ from de_ray.config import DataConfig, ProblemConfig, RefitConfig
 from de_ray.problem import detection_augment
 from de_ray.problem.bernoulli import bernoulli_kl
 from de_ray.problem.build import build_problem
-from de_ray.problem.coco import GREY, Annotations, load_images, read_annotations
+from de_ray.problem.annotations import Annotations, read_annotations
+from de_ray.problem.coco import GREY, load_images
 from de_ray.problem.coco_problem import LEAST_CHANCE
 from de_ray.problem.darknet import Head
 from de_ray.problem.detection import MOST, Detections, Letterbox, decode, detect
@@ -211,6 +212,7 @@ FAR = (30.0, 0, 40, 10)
     ([(*BOX, 0.3, 1)], [(*BOX, 0.81, 1)], (1, 1, 0, 0, 0)),  # unsure is not absent
     ([(*BOX, 0.2, 1)], [(*BOX, 0.81, 1)], (1, 1, 0, 0, 1)),
     ([(*BOX, 0.9, 1)], [], (0, 0, 1, 1, 0)),
+    ([(0.0, 5, 0, 9, 0.9, 1)], [(0.0, 5, 0, 9, 0.9, 1)], (1, 1, 0, 0, 0)),  # in the grey bar, nothing in the image
     ([], [], (1, 1, 0, 0, 0)),
 ])
 def test_agreement_counts_objects_that_are_kept_and_invented(teacher, student, expected):
@@ -235,6 +237,21 @@ def test_average_precision_counts_classes_as_cocos_category_ids():
     swapped = [found((*box, 0.9, 1)), found((*box, 0.9, 0)), found((*box, 0.9, 1))]
     assert average_precision(swapped, annotations) == {"AP": 0, "AP50": 0}
     assert average_precision([found()] * 3, annotations) == {"AP": 0, "AP50": 0}
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (1, 1, 1), (None, "a", 7)])
+def test_whatever_annotations_are_numbered_and_what_they_leave_out_a_perfect_detector_is_perfect(coco, numbers):
+    content = coco_content()
+    for annotation, number in zip(content["annotations"], numbers, strict=True):
+        del annotation["area"], annotation["iscrowd"]
+        annotation["id"] = number
+    path = coco / "annotations" / "instances_val2017.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())  # a mark that editors leave
+    annotations = read_annotations(path, coco / "val2017", 2)
+    box = (5.0, 6, 35, 46)
+    right = [found((*box, 0.9, 0)), found((*box, 0.9, 1)), found((*box, 0.9, 0))]
+    assert average_precision(right, annotations) == pytest.approx({"AP": 1, "AP50": 1})
+    assert average_precision(right, annotations, "segm") == {"AP": -1, "AP50": -1}  # boxes alone
 
 
 MOSAICS = Mosaics(0.25)
@@ -293,12 +310,51 @@ def test_a_damaged_image_is_a_value_error_that_names_it(coco, workers):
         load_images(sorted((coco / "train2017").iterdir()), 64, workers)
 
 
+def test_images_are_upright_unless_their_annotations_say_otherwise(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to the right
+    Image.new("RGB", (80, 60)).save(path, exif=exif)
+    for known, size in ((None, (60, 80)), ((60, 80), (60, 80)), ((80, 60), (80, 60))):
+        assert load_images([path], 64, 0, [known])[1] == [Letterbox(*size, 64)]
+    with pytest.raises(ValueError, match=r"turned\.jpg: .*80 x 60 pixels, its annotations are of 40 x 30"):
+        load_images([path], 64, 0, [(40, 30)])
+
+
+def test_sixteen_bits_of_grey_are_as_eight(tmp_path):
+    grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray((grey >> 8).astype(np.uint8)).save(tmp_path / "b.png")
+    (a, b), _ = load_images([tmp_path / "a.png", tmp_path / "b.png"], 64, 0)
+    assert a.equal(b) and a.float().std() > 50
+
+
+def test_images_are_counted_once_and_held_out_ones_among_them_told(coco, caplog):
+    problem = build_problem(small(coco, unlabelled=[str(coco / "val2017"), str(coco / "train2017")]), seed=0)
+    assert len(problem.inputs) == 9
+    assert "3 of the 3 held-out images are calibration images too" in caplog.text
+
+
+def test_a_size_that_the_configuration_does_not_name_is_told(coco, caplog):
+    build_problem(small(coco), seed=0)
+    assert "small.cfg is of images of" not in caplog.text
+    path = coco / "small.cfg"
+    path.write_text(path.read_text().replace("[net]", "[net]\nwidth=96\nheight=64"))
+    build_problem(small(coco), seed=0)
+    assert "small.cfg is of images of 96 x 64; they are 64 x 64 here" in caplog.text
+
+
 @pytest.mark.parametrize(("content", "message"), [
     ("{", "not COCO instances"), ("[]", "not COCO instances"), ('{"images": []}', "not COCO instances"),
     (json.dumps(coco_content(categories=(1, 1))), "has 1 categories: expected 2"),
     (json.dumps(coco_content(5)), r"lists 5 images, of which 2 are not in .*val2017, 3\.png for one"),
     (json.dumps(coco_content() | {"images": coco_content(2)["images"]}), "1 annotations of images"),
     (json.dumps(coco_content(0)), "0 images"),
+    (json.dumps(coco_content(categories=("1", "2"))), "id='1', expected a whole number"),
+    (json.dumps(coco_content() | {"images": coco_content()["images"][:1] * 3}), "images=3: expected distinct ids"),
+    (json.dumps(coco_content() | {"categories": [{"id": 3}, {"id": 4}]}), "1 annotations of categories"),
+    (json.dumps(coco_content()).replace("[5, 6, 30, 40]", "[5, 6, 30]"), "bbox"),
+    (json.dumps(coco_content()).replace('"0.png"', "null"), "file_name=None, expected text"),
 ])
 def test_annotations_that_do_not_fit_say_why(coco, content, message):
     path = coco / "annotations" / "instances_val2017.json"
