@@ -7,6 +7,7 @@ survivors are, not on a uniform grid, and integer kernels know no other.
 
 import contextlib
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -81,8 +82,11 @@ def to_onnx(module: nn.Module, sample: Tensor) -> bytes:
                                         dynamic_shapes=({0: torch.export.Dim("N", min=1)},))
         # The user's network on PyTorch's compiler: anything may come out of it.
         except Exception as error:  # noqa: BLE001
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"this network cannot be exported to ONNX: {type(error).__name__}: {reason}") from error
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # the exporter's own messages are of its steps
+                cause = cause.__cause__
+            reason = re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).strip().partition("\n")[0]
+            raise ValueError(f"this network cannot be exported to ONNX: {type(cause).__name__}: {reason}") from error
         path = Path(folder) / "float.onnx"
         program.save(path, external_data=False)
         data = path.read_bytes()
