@@ -27,8 +27,8 @@ class Annotations:
     @property
     def sizes(self) -> list[tuple[int, int] | None]:
         """Width and height of each image in whose pixels its boxes are; None where the JSON does not say."""
-        return [(image["width"], image["height"]) if {"width", "height"} <= image.keys() else None
-                for image in self.content["images"]]
+        pairs = [(image.get("width"), image.get("height")) for image in self.content["images"]]
+        return [None if None in pair else pair for pair in pairs]
 
     @property
     def category_ids(self) -> list[int]:
@@ -65,8 +65,9 @@ def read_annotations(path: Path, images: Path, classes: int) -> Annotations:
         known = [_whole(image, "id") for image in listed]
         files = tuple(images / _text(image, "file_name") for image in listed)
         for image in listed:
-            for key in {"width", "height"} & image.keys():
-                _whole(image, key)
+            for key in ("width", "height"):
+                if image.get(key) is not None:
+                    _whole(image, key)
         # Numbered anew: pycocotools takes an annotation of number 0 for none, and two of one number for one.
         content["annotations"] = [_completed(a, number) for number, a in enumerate(found, start=1)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -245,9 +245,12 @@ def test_whatever_annotations_are_numbered_and_what_they_leave_out_a_perfect_det
     for annotation, number in zip(content["annotations"], numbers, strict=True):
         del annotation["area"], annotation["iscrowd"]
         annotation["id"] = number
+    del content["images"][0]["width"]
+    content["images"][1]["height"] = None
     path = coco / "annotations" / "instances_val2017.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())  # a mark that editors leave
     annotations = read_annotations(path, coco / "val2017", 2)
+    assert annotations.sizes == [None, None, (80, 60)]
     box = (5.0, 6, 35, 46)
     right = [found((*box, 0.9, 0)), found((*box, 0.9, 1)), found((*box, 0.9, 0))]
     assert average_precision(right, annotations) == pytest.approx({"AP": 1, "AP50": 1})
