@@ -8,6 +8,14 @@ import pytest
 from de_ray.signals import ended_by_sigterm, sigterm_kept, uninterrupted
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """Also where the tests were started in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_signal_is_taken_when_what_must_be_finished_is(number, raised):
     done = False

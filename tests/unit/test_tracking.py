@@ -339,10 +339,12 @@ def test_a_signal_amid_a_transaction_leaves_the_store_to_those_who_say_that_the_
             signal.raise_signal(number)
 
     tracker = Tracker.start(TrackingConfig(), "run", {})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     try:
         with ended_by_sigterm(), pytest.raises((SystemExit, KeyboardInterrupt)):
             tracker.log_metrics({"divergence": 0.25}, 1)
     finally:
+        signal.signal(signal.SIGINT, before)
         sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", interrupt)
     tracker.end("KILLED")
     _, (run,) = runs(store)
