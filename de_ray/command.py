@@ -68,6 +68,11 @@ def _differences(prefix: str, base: dict, ours: dict) -> Iterator[str]:
             yield f"{name}={_text(value)}"
 
 
+def argument(key: str, value: object) -> str:
+    """`KEY=VALUE` as a shell and Hydra read it, whatever blanks and signs are in it."""
+    return shlex.quote(f"{key}={_text(value)}")
+
+
 def _text(value: object) -> str:
     """A value in Hydra's grammar."""
     if value is None:

@@ -147,6 +147,8 @@ def fingerprint(problem: Problem, config: Config) -> dict:
     digest = hashlib.sha256()  # of bytes: a sum would depend on the processor
     for parameter in problem.teacher.parameters():
         digest.update(parameter.detach().cpu().contiguous().numpy())
+    if config.problem.calibration is not None:  # the file may have been replaced; images are decoded, which may differ
+        digest.update(problem.inputs.contiguous().numpy())
     # What else a network is, a `.cfg` that was edited for one; addresses differ from process to process.
     digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(problem.teacher)).encode())
     fields["teacher_digest"] = digest.hexdigest()

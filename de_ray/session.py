@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from de_ray.cluster.prepare import prepare
 from de_ray.cluster.storage import Mirror
-from de_ray.command import command_line
+from de_ray.command import argument, command_line
 from de_ray.config import Config
 from de_ray.evolve import Record
 from de_ray.pipeline import Result, run
@@ -64,7 +64,7 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             elsewhere = f"; elsewhere with resume={mirror.uri}" if mirror.uri else ""
-            log.error("interrupted; continue with: python launch.py resume=%s%s", folder, elsewhere)
+            log.error("interrupted; continue with: python launch.py %s%s", argument("resume", folder), elsewhere)
             raise
         finally:
             tracker.end(status)

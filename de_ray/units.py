@@ -66,12 +66,14 @@ class Units:
 
     def unread(self, state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Rows of parameters whose units no survivor reads: state-dict key -> bool [rows]."""
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for group in self.groups:
             idle = _survivors(state, group, reads=True) == 0
             for axis in group.axes:
                 if not axis.reads and any(other.reads for other in group.axes):
-                    found[axis.parameter] = idle
+                    # Batch norm after a concatenation has rows of several groups; after a flattening, several a unit.
+                    rows = found.setdefault(axis.parameter, np.zeros(len(state[axis.parameter]), bool))
+                    rows[axis.start:axis.start + group.size * axis.repeat] |= np.repeat(idle, axis.repeat)
         return found
 
     def restore(self, state: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:

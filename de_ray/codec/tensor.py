@@ -39,4 +39,4 @@ class QuantizedTensor:
             octave, eighth = np.divmod(self.row_exponents, 8)
             scales = np.ldexp(EIGHTH_POWERS[eighth], octave).astype(np.float32)
             values = values * scales.reshape(-1, *[1] * (values.ndim - 1))
-        return values.astype(np.float32)
+        return np.asarray(values, np.float32)  # an array where there is a single number too

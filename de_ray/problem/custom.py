@@ -93,6 +93,7 @@ def problem_from_model(
     include, exclude = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
     require(isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule), "model",
             type(model).__name__, "a torch.nn.Module that TorchScript has not compiled")
+    require(not isinstance(model, nn.DataParallel), "model", type(model).__name__, "the module within, `model.module`")
     inputs = as_inputs(calibration, "calibration")
     if held_out is None:
         require(len(inputs) >= 2, "calibration", list(inputs.shape), "two or more samples, one of them to hold out")
@@ -109,7 +110,7 @@ def problem_from_model(
     inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed, distort)
     try:
         teacher = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"model={type(model).__name__} cannot be copied: expected parameters that are no function of "
                          "others; torch.nn.utils.remove_weight_norm and its like undo what made them so "
                          f"({str(error).splitlines()[0]})") from error
@@ -196,6 +197,10 @@ def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
                              f"{len(sample)} samples in front")
         if not tensor.isfinite().all():
             raise ValueError(f"the model's output for calibration {described} holds NaN or infinite values")
+    for tensor, again in zip(tensors, flatten(teacher(sample)), strict=True):
+        if float((tensor - again).abs().max()) > FOLD_TOLERANCE * float(tensor.abs().max()):
+            raise ValueError("the model's outputs for the same inputs differ from pass to pass: expected one function; "
+                             "what draws numbers must not do so in eval mode, F.dropout(x, training=self.training) say")
     divergence(output, output)  # raises where this divergence is not defined on such outputs
 
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from de_ray.problem.base import Layer
 
@@ -43,7 +43,7 @@ def check_finite(model: nn.Module) -> None:
     """Raise `ValueError` naming the first parameter or buffer of `model` that holds NaN or infinite values."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, value in model.state_dict().items():
-        if not value.isfinite().all():
+        if isinstance(value, Tensor) and not value.isfinite().all():  # modules may keep other state there
             reason = "its training went wrong, or its file"
             if name not in parameters and not value.isnan().any():
                 reason = "no file can hold it; a mask that is computed anew may be registered with persistent=False"

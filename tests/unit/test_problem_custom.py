@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import de_ray
+from de_ray import codec
 from de_ray.config import (
     EvolutionConfig,
     ProblemConfig,
@@ -333,6 +334,35 @@ def test_modes_of_the_caller_do_no_harm_or_are_told_at_once():
 def test_modules_that_cannot_be_taken_apart_or_copied_are_told(change, message):
     with pytest.raises(ValueError, match=message):
         compress_quickly(change(nn.Linear(8, 4)), torch.randn(40, 8))
+
+
+class Concatenated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(1, 6, 3), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(14)
+        self.c, self.scale = nn.Conv2d(14, 5, 6), nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x):
+        return self.scale * self.c(self.norm(torch.cat([self.a(x), self.b(x)], 1)).relu()).flatten(1)
+
+
+@pytest.mark.parametrize("model", [Concatenated(), nn.Sequential(
+    nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(144), nn.Linear(144, 5))])
+def test_batch_norm_of_several_layers_units_and_single_numbers_reach_the_file(model):
+    result = compress_quickly(model.eval(), torch.randn(60, 1, 8, 8), sparsity=0.97)
+    state = codec.decode(result.data)
+    assert all(torch.equal(value, state[name]) for name, value in result.model.state_dict().items())
+
+
+def test_a_teacher_that_draws_numbers_or_is_wrapped_is_told():
+    class Drawing(nn.Linear):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5)
+
+    with pytest.raises(ValueError, match="differ from pass to pass"):
+        compress_quickly(Drawing(8, 4), torch.randn(40, 8))
+    with pytest.raises(ValueError, match=r"model='DataParallel': expected the module within"):
+        compress_quickly(nn.DataParallel(nn.Linear(8, 4)), torch.randn(40, 8))
 
 
 def test_one_glob_is_no_sequence_of_letters():
