@@ -10,7 +10,7 @@ from types import FrameType
 
 def exit_on_sigterm() -> None:
     """Let SIGTERM, with which schedulers end jobs, raise `SystemExit` in the main thread; elsewhere nothing is done."""
-    if _in_main_thread():
+    if in_main_thread():
         signal.signal(signal.SIGTERM, _exit)
 
 
@@ -26,7 +26,7 @@ def ended_by_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        if _in_main_thread():
+        if in_main_thread():
             signal.signal(signal.SIGTERM, before)
 
 
@@ -37,7 +37,7 @@ def uninterrupted() -> Iterator[None]:
     An exception that a handler raises inside a database's transaction leaves it open, and locks out whoever wants to
     write next: this very process, when it says that the run was ended.
     """
-    if not _in_main_thread():
+    if not in_main_thread():
         yield
         return
     found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -69,10 +69,11 @@ def sigterm_kept() -> Iterator[None]:
     """
     before = signal.getsignal(signal.SIGTERM)
     yield
-    if _in_main_thread():
+    if in_main_thread():
         # Where nobody has asked for SIGTERM, Ray's handler is better than none.
         signal.signal(signal.SIGTERM, before if callable(before) else signal.getsignal(signal.SIGTERM))
 
 
-def _in_main_thread() -> bool:
+def in_main_thread() -> bool:
+    """Whether signals' handlers can be set here."""
     return threading.current_thread() is threading.main_thread()

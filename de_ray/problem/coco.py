@@ -111,8 +111,7 @@ def load_images(files: Sequence[Path], size: int, workers: int,
     letterboxes = []
     # Unbatched and as NumPy arrays, which travel through pipes: shared memory is scarce in containers.
     dataset = LetterboxedImages(files, size, known or [None] * len(files))
-    loader = DataLoader(dataset, batch_size=None, num_workers=min(workers, len(files)),
-                        collate_fn=_as_it_is)
+    loader = DataLoader(dataset, batch_size=None, num_workers=min(workers, len(files)), collate_fn=_as_it_is)
     for index, item in enumerate(loader):
         if isinstance(item, str):
             raise ValueError(item)

@@ -12,14 +12,14 @@ log = logging.getLogger(__name__)
 
 SHIPPED = {"yolov3": "yolov3.cfg", "yolov3_tiny": "yolov3-tiny.cfg"}
 """Architectures whose configuration is part of the package."""
-DEFAULTS = {  # a section's options that change what it computes, as Darknet has them where they are not written
+DEFAULTS = {  # a section's options that are read, as Darknet has them where they are not written
     "convolutional": {"filters": 1, "size": 1, "stride": 1, "pad": 0, "padding": 0, "groups": 1, "batch_normalize": 0,
-                      "activation": "logistic", "binary": 0, "xnor": 0, "flipped": 0, "dilation": 1},
+                      "activation": "logistic"},
     "maxpool": {"size": None, "stride": 1, "padding": None},
-    "upsample": {"stride": 2, "scale": 1.0},
+    "upsample": {"stride": 2},
     "route": {"layers": "", "groups": 1, "group_id": 0},
     "shortcut": {"from": "", "activation": "linear"},
-    "yolo": {"mask": "", "anchors": "", "classes": 20, "num": 1, "scale_x_y": 1.0},
+    "yolo": {"mask": "", "anchors": "", "classes": 20, "num": 1},
 }
 UNSUPPORTED = {
     "convolutional": {"binary": "0", "xnor": "0", "flipped": "0", "dilation": "1", "antialiasing": "0", "deform": "0",
@@ -52,11 +52,13 @@ class Section:
 
     def integer(self, key: str, least: int = 0) -> int:
         """An option as a whole number, its default where it is not written."""
-        return self._number(key, int, least)
-
-    def number(self, key: str) -> float:
-        """An option as a number."""
-        return self._number(key, float, None)
+        value = self.text(key)
+        try:
+            found = int(value)
+        except ValueError:
+            found = least - 1
+        require(found >= least, self.at(key), value, f"a whole number, at least {least}")
+        return found
 
     def text(self, key: str) -> str:
         """An option as it is written."""
@@ -82,16 +84,6 @@ class Section:
         require(bool(values) and all(map(math.isfinite, values)), self.at(key), self.text(key),
                 ("whole numbers" if kind is int else "numbers") + " between commas")
         return values
-
-    def _number(self, key, kind, least):
-        value = self.text(key)
-        try:
-            found = kind(value)
-        except ValueError:
-            found = None
-        wanted = ("a whole number" if kind is int else "a number") + ("" if least is None else f", at least {least}")
-        require(found is not None and (least is None or found >= least), self.at(key), value, wanted)
-        return found
 
 
 def parse(text: str, name: str = "cfg") -> list[Section]:

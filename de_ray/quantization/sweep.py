@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +15,7 @@ from de_ray.quantization.goal import Goal, WithinDivergence
 from de_ray.quantization.pareto import Trial, make_trial
 from de_ray.quantization.search import WidthSearch
 from de_ray.quantization.table import Evaluator, SensitivityTable
+from de_ray.signals import in_main_thread
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +145,7 @@ def signals_restored() -> Iterator[None]:
     """
     names = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     before = {name: signal.getsignal(name) for name in names}
-    installs = (threading.current_thread() is threading.main_thread()
-                and not int(os.environ.get("TUNE_DISABLE_SIGINT_HANDLER", "0")))
+    installs = in_main_thread() and not int(os.environ.get("TUNE_DISABLE_SIGINT_HANDLER", "0"))
     try:
         yield
         # Tune's handler gives way to the one before it when it is called.

@@ -191,6 +191,11 @@ def test_a_checkpoint_of_a_network_of_other_steps_and_the_same_weights_is_refuse
     assert fingerprint(digits, small()) == fingerprint(digits, small()) != fingerprint(other, small())
 
 
+def test_a_checkpoint_of_a_calibration_file_that_was_replaced_is_refused(digits):
+    config = dataclasses.replace(small(), problem=ProblemConfig(name="custom", model="a:b", calibration="c.npy"))
+    assert fingerprint(digits, config) != fingerprint(dataclasses.replace(digits, inputs=digits.inputs + 1), config)
+
+
 def test_least_squares_refit_runs_through_the_pipeline(digits):
     result = run(digits, small(evolution={"sparsity": 0.5}, refit={"method": "least_squares"}))
     assert result.report["student"]["accuracy"] > 80
