@@ -27,13 +27,14 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
         pictures: a PNG to write, of what teacher and file detect in held-out images; for detectors.
     """
     from de_ray import codec
+    from de_ray.files import require_new
     from de_ray.problem.build import build_problem
     from de_ray.problem.measure import measure
     from de_ray.report import BYTES_A_PARAMETER
     from de_ray.schema import compose
 
-    if pictures is not None and not Path(pictures).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--pictures={pictures!r}: no such folder")
+    if pictures is not None:
+        require_new(pictures, "--pictures")
     if pictures is not None and Path(pictures).suffix.lower() != ".png":
         raise ValueError(f"--pictures={pictures!r}: expected a .png file")
     state = codec.decode(path)  # a damaged file need not wait for data and teacher
@@ -64,7 +65,7 @@ def decode(path: str, output: str) -> None:
     from safetensors.torch import save
 
     from de_ray import codec
-    from de_ray.export import require_new, write_new
+    from de_ray.files import require_new, write_new
 
     require_new(output, "-o")
     architecture, state = codec.decode_named(path)
@@ -85,7 +86,8 @@ def export(path: str, onnx: str, int8: str | None, overrides: list[str]) -> None
     import torch
 
     from de_ray import codec
-    from de_ray.export import CHECKED, OnnxNetwork, against, require_new, sample_inputs, to_int8, to_onnx, write_new
+    from de_ray.export import CHECKED, OnnxNetwork, against, sample_inputs, to_int8, to_onnx
+    from de_ray.files import require_new, write_new
     from de_ray.problem.build import build_architecture, build_problem
     from de_ray.problem.measure import measure
     from de_ray.schema import compose

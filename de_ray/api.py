@@ -60,13 +60,13 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
         state = de_ray.load("student.der")
     """
     _require_usual_modes()
-    problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=include,
-                                 exclude=exclude, seed=seed, augment=augment)
     evolution = _with(evolution or EvolutionConfig(), "evolution", "sparsity", sparsity, DEFAULT_SPARSITY)
     quantization = _with(quantization or QuantizationConfig(), "quantization", "bits", bits, DEFAULT_BITS)
     config = Config(evolution=evolution, refit=refit or RefitConfig(), quantization=quantization,
                     pool=pool or PoolConfig(kind="serial"), target_bytes=target_bytes, target_ratio=target_ratio,
                     seed=seed, threads=threads, device=device)
+    problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=include,
+                                 exclude=exclude, seed=int(seed), augment=augment)  # PyTorch takes no NumPy integers
     return run(problem, config)
 
 

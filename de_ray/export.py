@@ -157,24 +157,6 @@ def sample_inputs(architecture: str) -> Tensor:
     return torch.randn(2, *SHAPES[architecture], generator=torch.Generator().manual_seed(0))
 
 
-def write_new(path: str, option: str, data: bytes) -> None:
-    """Write a file as a whole; see `require_new`."""
-    require_new(path, option)
-    write_atomically(path, data)
-
-
-def require_new(path: str, option: str) -> None:
-    """Raise where a file is already there, or its folder is not.
-
-    Raises:
-        FileExistsError, FileNotFoundError: naming the option.
-    """
-    if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"{option}={path!r}: no such folder")
-    if Path(path).exists():
-        raise FileExistsError(f"{option}={path!r}: there is such a file already; remove it, or name another")
-
-
 def _require_packages() -> None:
     try:
         import onnx  # noqa: F401

@@ -23,3 +23,21 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_new(path: str, option: str, data: bytes) -> None:
+    """Write a file as a whole; see `require_new`."""
+    require_new(path, option)
+    write_atomically(path, data)
+
+
+def require_new(path: str, option: str) -> None:
+    """Raise where a file is already there, or its folder is not.
+
+    Raises:
+        FileExistsError, FileNotFoundError: naming the option.
+    """
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{option}={path!r}: no such folder")
+    if Path(path).exists():
+        raise FileExistsError(f"{option}={path!r}: there is such a file already; remove it, or name another")

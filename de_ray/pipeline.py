@@ -112,13 +112,14 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                 "history": history}
     report |= {**evaluated, "target_bytes": limit, "seconds": clock.seconds, "seed": config.seed,
                "versions": versions()}
-    return Result(data, report, student.module, decoded.cpu(), _survivors(problem, weights, quantized))
+    model = codec.fill(decoded.cpu(), state)  # again: a network may count its own passes in a buffer
+    return Result(data, report, student.module, model, _survivors(problem, weights, quantized))
 
 
 def _earlier(student: Student, path: str) -> dict[str, Tensor]:
     """The state dict of the file that a run starts from."""
     try:
-        state = codec.decode(path)
+        state = codec.decode(Path(path).read_bytes())
         student.check(state)
     except (OSError, ValueError) as error:
         raise ValueError(f"start={path!r}: {error}; expected a compressed file of this teacher") from error

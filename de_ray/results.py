@@ -44,9 +44,17 @@ def write_result(result: Result, problem: Problem, folder: Path) -> list[Path]:
 
 
 def read_report(folder: Path) -> dict | None:
-    """The report of a finished compression; None where there is none."""
+    """The report of a finished compression; None where there is none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     path = folder / REPORT_FILE
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; expected what a run wrote there. Removed, it is written "
+                         "again when the run continues") from error
 
 
 def require_own(problem: Problem, config: Config, folder: Path) -> None:

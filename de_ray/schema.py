@@ -7,6 +7,8 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from de_ray.checks import require
 from de_ray.config import Config
@@ -76,8 +78,16 @@ def refuse_without_plus(arguments: list[str]) -> None:
 
 
 def saved_config(path: Path) -> Config:
-    """What a run's folder says that it was configured by."""
-    return to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    """What a run's folder says that it was configured by.
+
+    Raises:
+        ValueError: it cannot be read, or holds what no configuration does.
+    """
+    try:
+        return to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; expected what a run wrote there. Its mirror, where it has "
+                         "one, holds a copy; otherwise start in a new folder") from error
 
 
 def resumed(config: Config, overrides: list[str]) -> tuple[Config, Path]:

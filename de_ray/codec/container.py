@@ -113,19 +113,18 @@ def decode(source: str | Path | bytes) -> dict[str, Tensor]:
 
 def decode_named(source: str | Path | bytes) -> tuple[str, dict[str, Tensor]]:
     """A file's architecture and state dict; see `decode`."""
-    decoded = _decode(_read(source))
+    decoded = _decode(source)
     return decoded.architecture, decoded.state
 
 
 def symbols_of(source: str | Path | bytes) -> dict[str, np.ndarray]:
     """The whole-number symbols of a file's coded tensors, by name; raises as `decode` does."""
-    return {entry.name: tensor.symbols for entry, tensor in _decode(_read(source)).tensors if tensor is not None}
+    return {entry.name: tensor.symbols for entry, tensor in _decode(source).tensors if tensor is not None}
 
 
 def inspect(source: str | Path | bytes) -> FileSummary:
     """Tensors of a file: shapes, densities, levels, bytes; raises as `decode` does."""
-    data = _read(source)
-    decoded = _decode(data)
+    decoded = _decode(source)
     lines = []
     for entry, tensor in decoded.tensors:
         if entry.same_as is not None:  # its weights are counted where they are stored
@@ -138,7 +137,8 @@ def inspect(source: str | Path | bytes) -> FileSummary:
         lines.append(TensorSummary(entry.name, entry.shape, entry.size,
                                    float(np.count_nonzero(tensor.symbols)) / max(1, entry.size),
                                    len(np.unique(tensor.symbols[tensor.symbols != 0])), spent))
-    return FileSummary(decoded.architecture, len(data), len(data) - decoded.stream_bytes, tuple(lines))
+    return FileSummary(decoded.architecture, decoded.file_bytes, decoded.file_bytes - decoded.stream_bytes,
+                       tuple(lines))
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
@@ -167,8 +167,9 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """
     odd = misfits(model, state)
     if odd:  # before anything is written: PyTorch would fill what does fit
-        raise ValueError(f"the file does not fit {type(model).__name__}: {len(odd)} of "
-                         f"{len(model.state_dict())} tensors differ in name or shape ({', '.join(odd[:4])})")
+        every = len(model.state_dict().keys() | state.keys())
+        raise ValueError(f"the file does not fit {type(model).__name__}: {len(odd)} of their {every} tensors differ in "
+                         f"name or shape ({', '.join(odd[:4])})")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:  # the module's own hooks
@@ -199,14 +200,22 @@ class _Decoded:
     version: int
     tensors: list[tuple[Entry, QuantizedTensor | None]]
     state: dict[str, Tensor]
+    file_bytes: int
     stream_bytes: int
 
 
-def _decode(data: bytes) -> _Decoded:
+def _decode(source: str | Path | bytes) -> _Decoded:
     try:
-        return _decode_within_memory(data)
+        return _decode_within_memory(_read(source))
     except MemoryError as error:
-        raise DamagedFileError("it claims more weights than this machine's memory holds") from error
+        raise DamagedFileError(_of(source, "it claims more weights than this machine's memory holds")) from error
+    except DamagedFileError as error:
+        raise DamagedFileError(_of(source, str(error))) from error
+
+
+def _of(source: str | Path | bytes, message: str) -> str:
+    """A message that says which file it is about, where there is one."""
+    return message if isinstance(source, bytes) else f"{source}: {message}"
 
 
 def _decode_within_memory(data: bytes) -> _Decoded:
@@ -241,7 +250,7 @@ def _decode_within_memory(data: bytes) -> _Decoded:
     shared = {entry.name: entry.same_as for entry in entries if entry.same_as is not None}
     if digest != _hash(architecture, {name: value for name, value in state.items() if name not in shared}, shared):
         raise DamagedFileError("what it decodes to is not what was written: its hash differs")
-    return _Decoded(architecture, version, tensors, state, len(stream))
+    return _Decoded(architecture, version, tensors, state, len(data), len(stream))
 
 
 def _values(tensor: QuantizedTensor) -> Tensor:

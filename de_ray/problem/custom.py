@@ -90,7 +90,7 @@ def problem_from_model(
             match no layer.
     """
     require_choice("problem.divergence", divergence, DIVERGENCES)
-    include, exclude = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
+    include, exclude = (_globs(key, globs) for key, globs in (("include", include), ("exclude", exclude)))
     require(isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule), "model",
             type(model).__name__, "a torch.nn.Module that TorchScript has not compiled")
     require(not isinstance(model, nn.DataParallel), "model", type(model).__name__, "the module within, `model.module`")
@@ -133,6 +133,14 @@ def problem_from_model(
         metrics=partial(measure, teacher, held_out),
         augment=distort,
     )
+
+
+def _globs(key: str, globs: str | Sequence[str]) -> list[str]:
+    """One glob or several as a list."""
+    globs = [globs] if isinstance(globs, str) else globs
+    require(isinstance(globs, Sequence) and all(isinstance(glob, str) for glob in globs), key, globs,
+            "a glob of layer names, or a list of them, which may be empty for exclude")
+    return list(globs)
 
 
 def import_model(path: str) -> nn.Module:

@@ -99,6 +99,8 @@ def choose(rows: list[dict], teacher: float, lower: bool, tolerance: float) -> d
     close = [row for row, lost in zip(rows, loss, strict=True) if lost <= allowed]
     if close:
         return max(close, key=lambda row: row["ratio"])
+    log.warning("no trial is within sweep.tolerance=%g of the teacher's metric: the best is the one with the best "
+                "metric, whatever its size", tolerance)
     return rows[min(range(len(rows)), key=lambda index: (math.isnan(loss[index]), loss[index]))]
 
 

@@ -212,6 +212,13 @@ def test_a_folder_for_pictures_that_is_not_there_is_an_error_before_anything_is_
         main(["evaluate", "no.der", "problem=yolov3_tiny", "--pictures", "absent/a.png"])
 
 
+def test_pictures_replace_no_file(tmp_path):
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    with pytest.raises(SystemExit, match=r"error: --pictures='.*mine.png': there is such a file already"):
+        main(["evaluate", "no.der", "problem=yolov3_tiny", "--pictures", str(tmp_path / "mine.png")])
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize(("overrides", "message"), [
     (["evolution.sparsity=1.5"], "evolution.sparsity=1.5: expected a number in [0, 1)"),
     (["evolution.sparsty=0.5"], "sparsty"),

@@ -146,6 +146,14 @@ def test_a_file_that_does_not_fit_changes_nothing_of_the_module(tmp_path):
     path.write_bytes(codec.encode([], trained))
     other = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
     before = copy.deepcopy(other.state_dict())
-    with pytest.raises(ValueError, match=r"2 of 4 tensors differ in name or shape \(2.weight, 2.bias\)"):
+    with pytest.raises(ValueError, match=r"2 of their 4 tensors differ in name or shape \(2.weight, 2.bias\)"):
         codec.load(path, model=other)
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "cut.der"
+    path.write_bytes(codec.encode([], {"weight": torch.ones(3)})[:-4])
+    for read in (codec.decode, codec.inspect, codec.load):
+        with pytest.raises(codec.DamagedFileError, match=r"cut\.der: not a compressed network"):
+            read(path)

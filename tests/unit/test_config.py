@@ -113,6 +113,13 @@ def test_resuming_a_folder_without_a_run_says_what_to_name(tmp_path):
         resumed(Config(resume=str(tmp_path)), [])
 
 
+@pytest.mark.parametrize("text", ["seed: [3\n", "hello\n", "- 3\n", "seed: -1\n", "sed: 1\n", "\0"])
+def test_a_damaged_configuration_of_a_run_is_one_error_that_names_the_file(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml cannot be read: "):
+        resumed(Config(resume=str(tmp_path)), [])
+
+
 def test_resuming_takes_no_other_overrides(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 3\n")
     assert resumed(Config(resume=str(tmp_path)), [f"resume={tmp_path}"])[0].seed == 3

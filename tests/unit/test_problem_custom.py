@@ -9,6 +9,7 @@ from torch import nn
 
 import de_ray
 from de_ray import codec
+from de_ray import codec
 from de_ray.config import (
     EvolutionConfig,
     ProblemConfig,
@@ -413,3 +414,30 @@ class Talkative(nn.Module):
 
 def test_numbers_and_none_in_an_output_are_passed_over_by_refit_too():
     assert compress_quickly(Talkative(), torch.randn(40, 8), augment="none").report["file_bytes"] > 0
+
+
+class Counting(nn.Module):
+    """Counts its own passes in a buffer that it stores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return self.layer(x)
+
+
+def test_the_model_of_the_result_is_what_the_file_holds_even_if_it_counts_its_passes():
+    result = compress_quickly(Counting(), torch.randn(40, 8))
+    held = codec.decode(result.data)
+    assert all(torch.equal(value, held[name]) for name, value in result.model.state_dict().items())
+
+
+def test_a_seed_of_numpy_is_a_number_and_globs_are_texts():
+    model, inputs = nn.Linear(8, 4), torch.randn(40, 8)
+    assert compress_quickly(model, inputs, seed=np.int64(3)).data == compress_quickly(model, inputs, seed=3).data
+    for key, globs in (("include", None), ("exclude", [3]), ("exclude", None)):
+        with pytest.raises(ValueError, match=f"{key}=.*: expected a glob of layer names, or a list"):
+            compress_quickly(model, inputs, **{key: globs})

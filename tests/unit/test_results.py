@@ -47,3 +47,10 @@ def test_a_finished_run_may_be_taken_up_as_it_was_wherever_it_runs(tmp_path):
     elsewhere = configured()
     elsewhere.pool.kind, elsewhere.device, elsewhere.resume = "ray", "cpu", str(tmp_path)
     require_own(mlp_problem(), elsewhere, tmp_path)
+
+
+def test_a_damaged_report_is_one_error_that_names_the_file(tmp_path):
+    save_config(configured(), tmp_path)
+    (tmp_path / REPORT_FILE).write_text('{"sparsity": 0.9')
+    with pytest.raises(ValueError, match=r"report\.json cannot be read: .*Removed, it is written again"):
+        require_own(mlp_problem(), configured(), tmp_path)

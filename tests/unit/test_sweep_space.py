@@ -126,9 +126,10 @@ def test_the_front_holds_what_no_other_trial_beats_in_both():
     assert [row["number"] for row in front(rows((10, 0.1), (20, 0.2), (15, 0.3)), lower=True)] == [1, 0]
 
 
-def test_the_best_is_the_smallest_file_that_is_close_to_the_teacher_or_the_best_metric_where_none_is():
+def test_the_best_is_the_smallest_file_that_is_close_to_the_teacher_or_the_best_metric_where_none_is(caplog):
     given = rows((10, 99), (20, 98.5), (40, 90))
     assert choose(given, 99.0, False, 0.01)["number"] == 1
-    assert choose(given, 110.0, False, 0.01)["number"] == 0
+    assert not caplog.messages
+    assert choose(given, 110.0, False, 0.01)["number"] == 0 and "no trial is within sweep.tolerance" in caplog.text
     assert choose(rows((10, 0.001), (20, 0.02), (30, 0.005)), 0.0, True, 0.01)["number"] == 2
     assert choose(rows((10, float("nan")), (20, 5.0)), 99.0, False, 0.01)["number"] == 1
