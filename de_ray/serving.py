@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from de_ray import codec
+from de_ray.checks import require
 from de_ray.config import ProblemConfig
 from de_ray.problem.base import Output, Problem
 
@@ -46,8 +47,14 @@ class Predictor:
 
         Returns:
             Arrays [N, ...], in tuples, lists and dicts as the network has them.
+
+        Raises:
+            ValueError: the network takes whole numbers, and inputs are none, or out of their range.
         """
-        array = torch.as_tensor(np.asarray(inputs)).to(self._dtype)
+        given = torch.as_tensor(np.asarray(inputs))
+        array = given.to(self._dtype)
+        if not self._dtype.is_floating_point:  # pixels in [0, 1], say, would all become black
+            require(bool((array == given).all()), "inputs", str(given.dtype), f"whole numbers in {self._dtype}'s range")
         with torch.inference_mode():
             return _joined([self.module(part) for part in array.split(BATCH)])
 

@@ -23,7 +23,7 @@ ITEMS = (2, 5)
 SIDES = (0.25, 0.45)
 """Shortest and longest side of an item, of the canvas's."""
 VISIBLE = 0.75
-"""Share of an item that must stay visible; a placement that would hide more of any item is not made."""
+"""Share of what is visible of an item that the next one must leave so; a placement that hides more is not made."""
 TRIES = 16
 """Placements that are tried before an item is left out."""
 FAINT = 16 / 255

@@ -446,6 +446,14 @@ def test_a_model_of_ones_own_cfg_is_rebuilt_from_it_wherever_it_is_loaded(tmp_pa
     assert all(np.array_equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
+@pytest.mark.parametrize("value", [0.5, -1.0, 256.0, float("nan")])
+def test_a_network_of_bytes_refuses_numbers_that_are_none(value):
+    network = Predictor(torch.nn.Identity(), torch.uint8)
+    assert network.predict(np.array([[3.0, 255.0]])).tolist() == [[3, 255]]
+    with pytest.raises(ValueError, match=r"inputs='torch\.float64': expected whole numbers in torch\.uint8's range"):
+        network.predict(np.array([[value]]))
+
+
 def test_a_models_outputs_are_joined_over_batches_in_their_own_structure():
     module = Joined()
     inputs = torch.randn(600, 6)
