@@ -62,6 +62,7 @@ def decode(path: str, output: str) -> None:
         path: a compressed file.
         output: a safetensors file, which must not be there yet.
     """
+    import torch
     from safetensors.torch import save
 
     from de_ray import codec
@@ -69,8 +70,8 @@ def decode(path: str, output: str) -> None:
 
     require_new(output, "-o")
     architecture, state = codec.decode_named(path)
-    write_new(output, "-o", save({name: value.contiguous() for name, value in state.items()},
-                                 {"architecture": architecture}))
+    write_new(output, "-o", save({name: value.clone(memory_format=torch.contiguous_format) for name, value in
+                                  state.items()}, {"architecture": architecture}))  # clones: tied ones share memory
     print(f"wrote {output}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from de_ray.checks import require, require_choice, require_types
 
-CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs", "kronecker")
+CRITERIA = ("uniform", "magnitude", "wanda", "fisher", "obs", "kronecker", "taylor")
 SURROGATES = ("fisher", "kronecker")
 DIVERGENCES = ("kl", "mse", "cosine")
 AUGMENTATIONS = ("none", "shift", "cutmix", "auto")
@@ -190,8 +190,9 @@ class EvolutionConfig:
     schedule: str = "exponential"
     """How density falls from 1 to its target over the cycles: exponential, linear, cubic, or adaptive (exponential
     with large steps while divergence is flat and small ones when it climbs)."""
-    criteria: list[str] = field(default_factory=lambda: ["fisher", "magnitude"])
-    """Saliencies that propose: uniform, magnitude, wanda, fisher, obs, kronecker."""
+    criteria: list[str] | None = None
+    """Saliencies that propose: uniform, magnitude, wanda, fisher, obs, kronecker, taylor. null: fisher and magnitude,
+    and taylor too where no distillation brings the student back to the teacher between cycles."""
     saliency_inputs: int = 2048
     """Unlabelled inputs of a cycle's saliencies, a fresh sample each cycle, >= 1."""
     saliency_batch: int = 64
@@ -241,8 +242,9 @@ class EvolutionConfig:
             require(0 <= target < 1, f"{key}targets.{pattern}", target, "a number in [0, 1)")
         require(self.oversample >= 1, key + "oversample", self.oversample, "at least 1")
         require_choice(key + "surrogate", self.surrogate, SURROGATES)
-        require(len(self.criteria) >= 1, key + "criteria", self.criteria, "at least one of " + ", ".join(CRITERIA))
-        for criterion in self.criteria:
+        require(self.criteria is None or len(self.criteria) >= 1, key + "criteria", self.criteria,
+                "null, or at least one of " + ", ".join(CRITERIA))
+        for criterion in self.criteria or ():
             require_choice(key + "criteria", criterion, CRITERIA)
         require(self.cycles >= 1, key + "cycles", self.cycles, "at least 1")
         require(self.population >= 1, key + "population", self.population, "at least 1")
@@ -537,7 +539,7 @@ class Config:
     target_ratio: float | None = None
     """The same as a ratio, 4 bytes x the teacher's parameters / bytes of the file, > 1."""
     seed: int = 0
-    """Of every random draw of the compression, >= 0."""
+    """Of every random draw of the compression, in 0..2^63 - 1."""
     device: str = "auto"
     """Where refit runs: auto (a GPU where there is one), cpu, cuda or cuda:N."""
     threads: int = 1
@@ -559,7 +561,7 @@ class Config:
                 "a number above 1, or null")
         require(self.target_bytes is None or self.target_ratio is None, "target_ratio", self.target_ratio,
                 f"null beside target_bytes={self.target_bytes}, which says the same")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         require(self.threads >= 1, "threads", self.threads, "at least 1")
         require(self.device in ("auto", "cpu") or self.device.split(":")[0] == "cuda", "device", self.device,
                 "auto, cpu, cuda or cuda:N")

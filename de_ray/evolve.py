@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from de_ray import checkpoint
-from de_ray.config import Config
+from de_ray.config import Config, EvolutionConfig
 from de_ray.evaluation.pool import Pool
 from de_ray.evolution.curvature import SaliencyInputs
 from de_ray.evolution.cycle import breed
@@ -118,7 +118,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     """
     refit = build_refit(student, problem, config.refit, config.threads)
     state = _restore(folder, fingerprint, student, refit, pool)
-    evolution = config.evolution
+    evolution = with_criteria(config)
     targets = Targets(evolution, problem.layers)
     chunks = range(0, config.refit.final_steps if config.refit.method == "distill" else 0, FINAL_CHUNK)
     total = config.evolution.cycles + len(chunks)
@@ -174,6 +174,17 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
                             {**asdict(state), "fingerprint": fingerprint})
         on_record(record, total)
     return state.history
+
+
+def with_criteria(config: Config) -> EvolutionConfig:
+    """The evolution's configuration with its criteria named.
+
+    Distillation takes the gradient away that taylor follows, and has its own use for the time.
+    """
+    if config.evolution.criteria is not None:
+        return config.evolution
+    distilled = config.refit.method == "distill" and config.refit.steps > 0
+    return replace(config.evolution, criteria=["fisher", "magnitude"] + ([] if distilled else ["taylor"]))
 
 
 def _rate(config: Config, student: Student, limit: int | None, units: Callable[[], Units]) -> RateModel | None:

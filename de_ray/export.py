@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from de_ray.files import write_atomically
 from de_ray.problem.base import Problem
@@ -65,6 +66,17 @@ class OnnxNetwork(nn.Module):
         return _filled(self._like, found)
 
 
+class _Tensors(nn.Module):
+    """A network's tensors alone: outputs of ONNX are nothing else. `OnnxNetwork` puts them back between the others."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        return [value for value in tree_leaves(self.module(inputs)) if isinstance(value, Tensor)]
+
+
 def to_onnx(module: nn.Module, sample: Tensor) -> bytes:
     """A network as ONNX, its batch size free.
 
@@ -78,7 +90,7 @@ def to_onnx(module: nn.Module, sample: Tensor) -> bytes:
     _require_packages()
     with _quietly(), tempfile.TemporaryDirectory() as folder:
         try:
-            program = torch.onnx.export(module, (sample,), dynamo=True, verbose=False, input_names=["input"],
+            program = torch.onnx.export(_Tensors(module), (sample,), dynamo=True, verbose=False, input_names=["input"],
                                         dynamic_shapes=({0: torch.export.Dim("N", min=1)},))
         # The user's network on PyTorch's compiler: anything may come out of it.
         except Exception as error:  # noqa: BLE001

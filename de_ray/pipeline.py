@@ -72,8 +72,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
         RuntimeError: the file does not decode to the student, bit for bit.
     """
     clock, limit = _Clock(on_stage), size_limit(problem, config)
-    for name, value in problem.teacher.state_dict().items():
-        raw_entry(name, value)  # what no file can hold need not wait for the end
+    _require_state(problem)
     device = resolve_device(config.device)
     problem.teacher.to(device)
     with threads(config.threads):
@@ -114,6 +113,17 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                "versions": versions()}
     model = codec.fill(decoded.cpu(), state)  # again: a network may count its own passes in a buffer
     return Result(data, report, student.module, model, _survivors(problem, weights, quantized))
+
+
+def _require_state(problem: Problem) -> None:
+    """Raise `ValueError` for what no file can hold, or could not give back: it need not wait for the end."""
+    state = problem.teacher.state_dict()
+    for name, value in state.items():
+        raw_entry(name, value)
+    missing = [name for name, _ in problem.teacher.named_parameters() if name not in state]
+    if missing:
+        raise ValueError(f"the teacher's state dict lacks {', '.join(missing[:4])}: expected all its parameters, by "
+                         "their names in named_parameters")
 
 
 def _earlier(student: Student, path: str) -> dict[str, Tensor]:

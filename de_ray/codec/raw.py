@@ -18,6 +18,9 @@ def raw_entry(name: str, value: Tensor) -> Entry:
     Raises:
         ValueError: the format has no such type, or fewer dimensions.
     """
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}: expected a tensor: other state, as of get_extra_state, "
+                         "cannot be in a file")
     dtype = str(value.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise ValueError(f"{name} has data type {dtype}: expected one of {', '.join(DTYPES)}")

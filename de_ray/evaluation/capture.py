@@ -84,9 +84,18 @@ def _exported(module: nn.Module, probe: Tensor) -> Program:
     batch = given[0].meta["val"].shape[0]
     if len(given) != 1 or not isinstance(batch, torch.SymInt) or not batch.node.expr.free_symbols:
         raise CaptureError("it works for one number of samples only")
+    if any(symbols - batch.node.expr.free_symbols for symbols in map(_symbols, exported.graph.nodes)):
+        raise CaptureError("sizes within it depend on values")
     spec = exported.call_spec.out_spec
     (results,) = next(node for node in exported.graph.nodes if node.op == "output").args
     return Program(list(exported.graph.nodes)[:-1], given[0], state, list(results), _rebuild(spec), batch.node.expr)
+
+
+def _symbols(node: fx.Node) -> set:
+    """What the sizes of an operation's results depend on."""
+    values = pytree.tree_leaves(node.meta.get("val"))
+    sizes = [size for value in values for size in (value.shape if isinstance(value, Tensor) else (value,))]
+    return {symbol for size in sizes if isinstance(size, torch.SymInt) for symbol in size.node.expr.free_symbols}
 
 
 def _rebuild(spec: pytree.TreeSpec) -> Callable[[list], Output]:

@@ -1,16 +1,19 @@
-"""The divergence's Gauss-Newton curvature from unlabelled inputs: its diagonal, and what Kronecker factors need of it.
+"""The divergence's gradient and its Gauss-Newton curvature from unlabelled inputs: the diagonal, and what Kronecker
+factors need of it.
 
-Both come from gradients of the divergence's random score, which have the curvature as their covariance (Kunstner et
-al., arXiv:1905.12558, on sampling).
+Curvatures come from gradients of the divergence's random score, which have the curvature as their covariance (Kunstner
+et al., arXiv:1905.12558, on sampling).
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from de_ray.evolution.gram import independent, layer_groups
-from de_ray.problem.base import Problem
+from de_ray.problem.base import Output, Problem
 from de_ray.student import Student
 
 
@@ -29,6 +32,11 @@ class SaliencyInputs:
     reach: float = 1.0
     """Share of a row's survivors, in (0, 1], that may be zeroed before saliencies are taken anew; matters to obs."""
 
+    @cached_property
+    def fisher(self) -> list[Tensor]:
+        """The curvature's diagonal, see `fisher_diagonal`; sampled once."""
+        return fisher_diagonal(self)
+
 
 def remembered(student: Student) -> list[Tensor]:
     """Weights, with zeroed ones at the value that they had."""
@@ -42,22 +50,42 @@ def fisher_diagonal(given: SaliencyInputs) -> list[Tensor]:
     The gradients of a divergence's random score have the curvature as their covariance and are independent across
     samples, so that the squared gradient of a batch's sum is an unbiased estimate of the sum over its samples.
     """
-    module, weights = given.student.module, given.student.weights
-    totals = [torch.zeros_like(weight) for weight in weights]
-    device = weights[0].device
+    totals = [torch.zeros_like(weight) for weight in given.student.weights]
+    for gradients in _gradients(given, lambda inputs, output: given.problem.divergence.score(output, given.generator)):
+        for total, gradient in zip(totals, gradients, strict=True):
+            total += gradient.square()
+    return [total / len(given.inputs) for total in totals]
+
+
+def divergence_gradient(given: SaliencyInputs) -> list[Tensor]:
+    """Gradient of the mean divergence from the teacher at the student, per layer, of the weight's shape."""
+    problem = given.problem
+
+    def divergence(inputs: Tensor, output: Output) -> Tensor:
+        with torch.no_grad():
+            expected = problem.teacher(inputs)
+        return problem.divergence(expected, output).sum()
+
+    totals = [torch.zeros_like(weight) for weight in given.student.weights]
+    for gradients in _gradients(given, divergence):
+        for total, gradient in zip(totals, gradients, strict=True):
+            total += gradient
+    return [total / len(given.inputs) for total in totals]
+
+
+def _gradients(given: SaliencyInputs, scalar: Callable[[Tensor, Output], Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Gradients of a scalar of (inputs, the student's outputs), batch by batch, with respect to each layer's weight."""
+    weights = given.student.weights
     for weight in weights:
         weight.requires_grad_(True)
     try:
         for batch in given.inputs.split(given.batch):
-            score = given.problem.divergence.score(module(batch.to(device)), given.generator)
+            inputs = batch.to(weights[0].device)
             # The output may not depend on a layer, such as one that only training uses.
-            gradients = torch.autograd.grad(score, weights, materialize_grads=True)
-            for total, gradient in zip(totals, gradients, strict=True):
-                total += gradient.square()
+            yield torch.autograd.grad(scalar(inputs, given.student.module(inputs)), weights, materialize_grads=True)
     finally:
         for weight in weights:
             weight.requires_grad_(False)
-    return [total / len(given.inputs) for total in totals]
 
 
 def output_grams(given: SaliencyInputs) -> list[Tensor]:

@@ -103,7 +103,7 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
             hook.remove()
     groups = layer_groups(student)
     for index in layers:
-        if index not in grams:
+        if not counts[index]:  # never called, or on nothing
             weight, module = student.weights[index], student.module.get_submodule(student.layers[index].name)
             size = weight[0].numel() + (biases and module.bias is not None)
             grams[index], counts[index] = independent(size, groups[index], weight.device), 1

@@ -10,6 +10,12 @@ obs        what the layer's output loses when the weight goes and those that are
 kronecker  w^2 / (2 [F^-1]_pp) with F the divergence's curvature of the layer as a product of two factors (see
            kronecker.py): what zeroing costs once the layer's other weights make up for it.
 
+taylor     F w^2 / 2 - g w with g the gradient of the student's divergence from the teacher: what zeroing does to second
+           order once the student is no longer the teacher, and others' errors may be set off (as in WoodTaylor, Singh &
+           Alistarh, arXiv:2004.14340, by the diagonal). Made positive, in the order of its values. The most promising
+           changes all at once overshoot: it proposes well beside others, where candidates are evaluated, and badly
+           alone.
+
 Zeroed parameters are judged by the value that they had when they were zeroed, so that they can compete to return.
 """
 
@@ -19,10 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from de_ray.evolution.curvature import SaliencyInputs, fisher_diagonal, remembered
+from de_ray.evolution.curvature import SaliencyInputs, divergence_gradient, remembered
 from de_ray.evolution.gram import layer_grams
 from de_ray.evolution.kronecker import inverse_diagonal
 from de_ray.evolution.obs import damped, removal_losses
+
+TINY = 1e-30
+"""Keeps a unit of nothing finite."""
 
 
 def _uniform(given: SaliencyInputs) -> list[Tensor]:
@@ -46,7 +55,7 @@ def _wanda(given: SaliencyInputs) -> list[Tensor]:
 
 def _fisher(given: SaliencyInputs) -> list[Tensor]:
     return [curvature * weight.square() / 2 for curvature, weight in
-            zip(fisher_diagonal(given), remembered(given.student), strict=True)]
+            zip(given.fisher, remembered(given.student), strict=True)]
 
 
 def _obs(given: SaliencyInputs) -> list[Tensor]:
@@ -66,9 +75,25 @@ def _kronecker(given: SaliencyInputs) -> list[Tensor]:
             zip(remembered(given.student), inverse_diagonal(given), strict=True)]
 
 
+def _taylor(given: SaliencyInputs) -> list[Tensor]:
+    changes = [torch.where(mask, 0.5, -0.5) * curvature * weight.square() - gradient * weight
+               for mask, curvature, gradient, weight in
+               zip(given.student.masks, given.fisher, divergence_gradient(given), remembered(given.student),
+                   strict=True)]
+    # In units of a common change: beyond it, in either direction, logarithms tell sizes.
+    unit = torch.cat([change.abs().flatten() for change in changes]).median().double().clamp_min(TINY)
+    return [_positive(change.double() / unit) for change in changes]
+
+
+def _positive(x: Tensor) -> Tensor:
+    """An increasing function > 0, about x far above zero and -1 / x far below."""
+    root = (x.square() + 4).sqrt()
+    return torch.where(x > 0, (x + root) / 2, 2 / (root - x))
+
+
 _CRITERIA = {"uniform": _uniform, "magnitude": _magnitude, "wanda": _wanda, "fisher": _fisher, "obs": _obs,
-             "kronecker": _kronecker}
-_BY_GRADIENT = ("fisher", "kronecker")
+             "kronecker": _kronecker, "taylor": _taylor}
+_BY_GRADIENT = ("fisher", "kronecker", "taylor")
 
 
 def saliencies(criteria: Sequence[str], given: SaliencyInputs) -> dict[str, list[np.ndarray]]:

@@ -93,7 +93,9 @@ def problem_from_model(
     include, exclude = (_globs(key, globs) for key, globs in (("include", include), ("exclude", exclude)))
     require(isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule), "model",
             type(model).__name__, "a torch.nn.Module that TorchScript has not compiled")
-    require(not isinstance(model, nn.DataParallel), "model", type(model).__name__, "the module within, `model.module`")
+    for wrapped, attribute in ((isinstance(model, nn.DataParallel), "module"),
+                               (hasattr(model, "_orig_mod"), "_orig_mod")):  # torch.compile's
+        require(not wrapped, "model", type(model).__name__, f"the module within, `model.{attribute}`")
     inputs = as_inputs(calibration, "calibration")
     if held_out is None:
         require(len(inputs) >= 2, "calibration", list(inputs.shape), "two or more samples, one of them to hold out")
@@ -108,18 +110,14 @@ def problem_from_model(
         log.info("calibration on all %d inputs, fewer than the %d asked for", len(inputs), calibration_size)
     distort = augmentation(augment, inputs, augment_share)
     inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed, distort)
-    try:
-        teacher = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"model={type(model).__name__} cannot be copied: expected parameters that are no function of "
-                         "others; torch.nn.utils.remove_weight_norm and its like undo what made them so "
-                         f"({str(error).splitlines()[0]})") from error
+    teacher = _copied(model).cpu().float().eval().requires_grad_(False)
     check_finite(teacher)
     distance = make_divergence(divergence)
     _probe(teacher, drawn[:PROBE], distance)
     teacher = _folded(teacher, drawn[:PROBE])
     measure = _agreement if divergence == "kl" else _relative_error
     layers = find_layers(teacher, include, exclude)
+    _require_gradients(teacher, layers, drawn[:PROBE], distance)
     _tell_of_dense(teacher, layers)
     return Problem(
         name=name,
@@ -180,6 +178,29 @@ def import_model(path: str) -> nn.Module:
     return target
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy, in which parameters that share their storage are one.
+
+    Raises:
+        ValueError: it cannot be copied.
+    """
+    try:
+        copies: dict[int, nn.Parameter] = {}  # deepcopy's memo, by identity
+        places: dict[tuple, int] = {}
+        for parameter in model.parameters():
+            # Two parameters may have the same values, `a.weight.data = b.weight.data`; deepcopy would part them.
+            place = parameter.data_ptr(), parameter.dtype, parameter.shape, parameter.stride()
+            first = places.setdefault(place, id(parameter)) if parameter.numel() else id(parameter)
+            copies[id(parameter)] = copies[first] if first in copies else copy.deepcopy(parameter)
+        return copy.deepcopy(model, copies)
+    except (RuntimeError, TypeError) as error:
+        reason, hint = str(error).splitlines()[0], "expected a module that copy.deepcopy copies"
+        if "graph leaves" in reason:
+            hint = ("expected parameters that are no function of others; torch.nn.utils.remove_weight_norm and its "
+                    "like undo what made them so")
+        raise ValueError(f"model={type(model).__name__} cannot be copied: {hint} ({reason})") from error
+
+
 @torch.no_grad()
 def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
     """One forward pass, so that a model and inputs that do not fit are told apart from everything later.
@@ -205,11 +226,45 @@ def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
                              f"{len(sample)} samples in front")
         if not tensor.isfinite().all():
             raise ValueError(f"the model's output for calibration {described} holds NaN or infinite values")
-    for tensor, again in zip(tensors, flatten(teacher(sample)), strict=True):
+    with torch.inference_mode():  # in which candidates are evaluated
+        alone, repeated = _passed(teacher, sample[:1]), _passed(teacher, sample)
+    for tensor in alone:
+        if tensor.ndim == 0 or len(tensor) != 1:
+            raise ValueError(f"the model turns one input {list(sample[:1].shape)} into {list(tensor.shape)}: expected "
+                             "1 sample in front; .squeeze(-1), say, where .squeeze() takes the batch's axis too")
+    for tensor, again in zip(tensors, repeated, strict=True):
         if float((tensor - again).abs().max()) > FOLD_TOLERANCE * float(tensor.abs().max()):
             raise ValueError("the model's outputs for the same inputs differ from pass to pass: expected one function; "
                              "what draws numbers must not do so in eval mode, F.dropout(x, training=self.training) say")
     divergence(output, output)  # raises where this divergence is not defined on such outputs
+
+
+def _passed(teacher: nn.Module, sample: Tensor) -> list[Tensor]:
+    """Outputs for a sample."""
+    try:
+        return flatten(teacher(sample))
+    except Exception as error:  # the user's code in another mode, or on another number of inputs
+        raise ValueError(f"the model does not accept inputs {list(sample.shape)} of {sample.dtype} in "
+                         f"torch.inference_mode: {type(error).__name__}: {error}") from error
+
+
+@torch.enable_grad()
+def _require_gradients(teacher: nn.Module, layers: Sequence[Layer], sample: Tensor, divergence: Divergence) -> None:
+    """Raise `ValueError` where outputs are no differentiable function of the layers' weights."""
+    weights = [teacher.get_parameter(layer.parameter) for layer in layers]
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        score = divergence.score(teacher(sample), torch.Generator().manual_seed(0))
+        torch.autograd.grad(score, weights, materialize_grads=True)
+    except RuntimeError as error:
+        raise ValueError("the model's outputs have no gradient with respect to its layers' weights, which saliencies "
+                         "and refit follow: expected no torch.no_grad or inference_mode in its forward pass, no "
+                         "reentrant checkpoints (use_reentrant=False), and scores rather than their argmax "
+                         f"({str(error).splitlines()[0]})") from error
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
 
 
 def _spare(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

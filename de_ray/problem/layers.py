@@ -62,7 +62,7 @@ def _candidates(model: nn.Module) -> list[Layer]:
     found, seen = [], set()
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
-        if not isinstance(module, ZEROABLE) or weight is None or id(weight) in seen:
+        if not isinstance(module, ZEROABLE) or weight is None or not weight.numel() or id(weight) in seen:
             continue
         if all(isinstance(owner, ZEROABLE) for owner in owners[id(weight)]):
             seen.add(id(weight))

@@ -11,7 +11,7 @@ from de_ray.problem.base import Output
 def flatten(output: Output) -> list[Tensor]:
     """The floating-point tensors of an output, in order: tuples, lists and dicts are opened, nested at will.
 
-    Integer and boolean tensors, numbers, strings and None are passed over: no divergence is defined on them.
+    Integer, boolean and empty tensors, numbers, strings and None are passed over: no divergence is defined on them.
 
     Raises:
         ValueError: for other types.
@@ -22,7 +22,7 @@ def flatten(output: Output) -> list[Tensor]:
 def leaves(output: Output, path: str = "output") -> Iterator[tuple[str, Tensor]]:
     """As `flatten`, each tensor with its place: `output[0]['boxes']`."""
     if isinstance(output, Tensor):
-        if output.is_floating_point():
+        if output.is_floating_point() and output.numel():
             yield path, output
     elif isinstance(output, Mapping):
         for key, value in output.items():

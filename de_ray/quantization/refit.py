@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from de_ray.codec.tensor import QuantizedTensor
@@ -60,6 +60,20 @@ class _Layer:
         return values.new_zeros(self.shape.numel()).index_put((self.places,), values).view(self.shape)
 
 
+class _Step(nn.Module):
+    """A loss and its gradients, both while a network has the weights that it is called with: checkpoints within it run
+    parts of it again on the way back."""
+
+    def __init__(self, module: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.module, self._objective = module, objective
+
+    def forward(self, generator: torch.Generator) -> Tensor:
+        loss = self._objective(self.module, generator)
+        loss.backward()
+        return loss.detach()
+
+
 def refit_levels(objective: Objective, student: Student, choices: Sequence[LevelChoice], steps: int,
                  learning_rate: float, relative: bool, generator: torch.Generator) -> list[QuantizedTensor]:
     """Quantize a student's layers and refit them together to the teacher.
@@ -105,21 +119,20 @@ def _train(objective: Objective, student: Student, layers: list[_Layer], steps: 
     for tensor in moving:
         tensor.requires_grad_(True)
     optimizer = Adam(moving, relative)
+    step_of = _Step(student.module, objective)
     standing_from = round(LATENT_SHARE * steps)
     try:
         for step in range(steps):
             if step == standing_from:
                 for layer in layers:
                     layer.slots = layer.assign()
-            weights = {layer.name: layer.weight() for layer in layers}
-            loss = objective(lambda inputs, rounded=weights: functional_call(student.module, rounded, (inputs,)),
-                             generator)
+            weights = {f"module.{layer.name}": layer.weight() for layer in layers}
             optimizer.zero_grad()
-            loss.backward()
+            loss = functional_call(step_of, weights, (generator,))
             optimizer.step(peak * (1 + math.cos(math.pi * step / steps)) / 2)
         tables = [layer.table.half() for layer in layers]  # as the file holds them
         if not all(value.isfinite().all() for value in (loss, *tables, *moving)):
-            raise FloatingPointError(f"the refit of levels diverged: divergence {float(loss.detach())} after {steps} "
+            raise FloatingPointError(f"the refit of levels diverged: divergence {float(loss)} after {steps} "
                                      "steps; lower quantization.learning_rate")
     finally:
         for tensor in moving:

@@ -18,7 +18,7 @@ def _collect(problem: Problem, student: Student, name: str, inputs: Tensor,
 
     Returns:
         float64 [G, D, D] and [G, D, R / G], means over samples and positions; D counts a constant input for the
-        bias where the layer has one. None for a layer that is never called.
+        bias where the layer has one. None for a layer that is never called, or by one of the two alone.
     """
     seen: dict[str, Tensor] = {}  # clones: later operations of the network may work in place
     layer = student.module.get_submodule(name)
@@ -30,10 +30,12 @@ def _collect(problem: Problem, student: Student, name: str, inputs: Tensor,
     gram, cross, count = 0.0, 0.0, 0
     try:
         for part in inputs.split(batch):
+            seen.clear()
             student.module(part.to(device))
             problem.teacher(part.to(device))
-            if not seen:
-                return None
+            # A network may call a layer for some inputs alone, and the teacher for others than the student.
+            if len(seen) < 2 or not seen["x"].numel() or seen["x"].shape[:1] != seen["y"].shape[:1]:
+                continue
             x = layer_rows(layer, seen["x"]).double()  # [G, P, D]
             if layer.bias is not None:
                 x = with_constant(x)
@@ -47,7 +49,7 @@ def _collect(problem: Problem, student: Student, name: str, inputs: Tensor,
     finally:
         for hook in hooks:
             hook.remove()
-    return gram / count, cross / count
+    return (gram / count, cross / count) if count else None
 
 
 def refit_rows(problem: Problem, student: Student, inputs: Tensor, damping: float, batch: int) -> None:

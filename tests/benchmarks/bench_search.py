@@ -27,7 +27,7 @@ from de_ray.problem.measure import measure
 from de_ray.schema import compose
 from de_ray.student import Student
 
-BASELINES = ("random", "uniform", "magnitude", "wanda", "obs", "kronecker", "fisher")
+BASELINES = ("random", "uniform", "magnitude", "wanda", "obs", "kronecker", "fisher", "taylor")
 
 
 def prune(problem: Problem, config: Config) -> dict:

@@ -73,7 +73,7 @@ def test_the_digits_are_exported_in_float_and_in_int8_that_agrees_with_the_stude
 
 
 class Outputs(nn.Module):
-    """Convolutions, and outputs in a dict, a tuple and a list."""
+    """Convolutions, and outputs in a dict, a tuple and a list, a number among them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Outputs(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict:
         y = torch.relu(self.conv(x))
-        return {"map": y, "rest": (self.fc(y.mean((2, 3))), [y.amax((2, 3))])}
+        return {"map": y, "count": 3, "rest": (self.fc(y.mean((2, 3))), [y.amax((2, 3))])}
 
 
 def test_structured_outputs_keep_their_structure():
@@ -93,6 +93,7 @@ def test_structured_outputs_keep_their_structure():
     got = network(inputs)
     assert got.keys() == expected.keys() and isinstance(got["rest"], tuple) and isinstance(got["rest"][1], list)
     assert torch.allclose(got["rest"][1][0], expected["rest"][1][0], atol=1e-5)
+    assert got["count"] == 3
 
 
 class Branching(nn.Module):

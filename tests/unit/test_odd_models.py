@@ -1,0 +1,191 @@
+"""Networks that branch on values, share storage, checkpoint or keep other state: compressed, or refused in one line."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import de_ray
+from de_ray import codec
+from de_ray.__main__ import main
+from de_ray.config import EvolutionConfig, QuantizationConfig, RefitConfig
+
+INPUTS = torch.randn(48, 8, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(50, (48, 6), generator=torch.Generator().manual_seed(0))
+
+
+def compress_quickly(model, inputs=INPUTS, refit=None, **arguments):
+    return de_ray.compress(model, inputs, evolution=EvolutionConfig(cycles=2, population=4, generations=1),
+                           refit=refit or RefitConfig(steps=2, final_steps=2),
+                           quantization=QuantizationConfig(refit_steps=2), divergence="mse", **arguments)
+
+
+class Layers(nn.Module):
+    """Two layers, to be called in odd ways."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+class Masked(Layers):
+    def forward(self, x):
+        hidden = self.a(x).relu()
+        kept, chosen = torch.zeros_like(hidden), hidden.sum(1) > 2
+        kept[chosen] = hidden[chosen] * 2
+        return self.b(kept)
+
+
+class Experts(nn.Module):
+    """The third expert is called, but on nothing."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.experts = nn.Linear(8, 3), nn.ModuleList(nn.Linear(8, 5) for _ in range(3))
+
+    def forward(self, x):
+        chosen, found = self.gate(x)[:, :2].argmax(1), x.new_zeros(len(x), 5)
+        for index, expert in enumerate(self.experts):
+            found[chosen == index] = expert(x[chosen == index])
+        return found
+
+
+class EarlyExit(Layers):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Linear(16, 16)
+
+    def forward(self, x):
+        hidden = self.a(x).relu()
+        if hidden.mean() > 0.29:
+            hidden = self.c(hidden).relu()
+        return self.b(hidden)
+
+
+class Checkpointed(Layers):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        return checkpoint(self.b, self.a(x).relu(), use_reentrant=self.reentrant)
+
+
+class Empty(Layers):
+    def forward(self, x):
+        return {"scores": super().forward(x), "more": x.new_zeros(len(x), 0)}
+
+
+class Headless(Layers):
+    def __init__(self):
+        super().__init__()
+        self.none = nn.Linear(8, 0)
+
+    def forward(self, x):
+        return super().forward(x), self.none(x)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(("model", "arguments"), [
+    (Masked(), {}), (Experts(), {"bits": 2}), (Experts(), {"refit": RefitConfig(method="obs")}),
+    (Experts(), {"refit": RefitConfig(method="least_squares")}),
+    (EarlyExit(), {"refit": RefitConfig(method="least_squares")}), (Checkpointed(False), {}), (Empty(), {}),
+    (Headless, {}),
+], ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value)[:40])
+def test_the_file_of_an_odd_network_holds_its_student(model, arguments):
+    result = compress_quickly(model() if isinstance(model, type) else model, **arguments)
+    held = codec.decode(result.data)
+    assert all(torch.equal(value, held[name]) for name, value in result.model.state_dict().items())
+    assert result.report["sparsity"] > 0.8
+
+
+class Tied(nn.Module):
+    def __init__(self, by_data):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.hidden = nn.Embedding(50, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 50, bias=False)
+        if by_data:
+            self.head.weight.data = self.embedding.weight.data
+        else:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(self.hidden(self.embedding(x)).relu().mean(1))
+
+
+@pytest.mark.parametrize("by_data", [True, False])
+def test_tied_weights_stay_tied_however_they_were(tmp_path, by_data):
+    result = compress_quickly(Tied(by_data), TOKENS)
+    path = result.save(tmp_path / "tied.der")
+    loaded = de_ray.load(path, model=Tied(by_data))
+    assert torch.equal(loaded(TOKENS), result.model(TOKENS))
+    main(["decode", str(path), "-o", str(tmp_path / "tied.safetensors")])
+
+
+class WithoutGradient(Layers):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+class Decided(Layers):
+    def forward(self, x):
+        return super().forward(x).argmax(1).float()
+
+
+class Force(Layers):
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            return torch.autograd.grad(super().forward(x).sum(), x, create_graph=True)[0]
+
+
+class Partial(Layers):
+    def state_dict(self, *args, **kwargs):
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if "a." not in name}
+
+
+class Extra(Layers):
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Squeezed(Layers):
+    def forward(self, x):
+        return super().forward(x)[:, :1].squeeze()
+
+
+class Locked(Layers):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("model", "message"), [
+    (WithoutGradient, "no gradient with respect to its layers' weights"), (Decided, "rather than their argmax"),
+    (lambda: Checkpointed(True), "use_reentrant=False"), (Force, "in torch.inference_mode"),
+    (Partial, r"state dict lacks a\.weight, a\.bias"), (Extra, "_extra_state is a dict: expected a tensor"),
+    (lambda: torch.compile(Layers()), "the module within, `model._orig_mod`"),
+    (Squeezed, r"one input \[1, 8\] into \[\]"), (Locked, r"expected a module that copy\.deepcopy copies"),
+    (lambda: nn.Sequential(nn.Linear(8, 0), nn.Linear(0, 4)), "no layer to zero"),
+])
+def test_what_cannot_be_compressed_is_one_error_before_the_search(model, message):
+    with pytest.raises(ValueError, match=message):
+        compress_quickly(model())
+
+
+def test_a_seed_that_no_generator_takes_is_refused():
+    with pytest.raises(ValueError, match="seed=18446744073709551616: expected 0 to"):
+        compress_quickly(Layers(), seed=2**64)
