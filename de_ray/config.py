@@ -187,9 +187,10 @@ class EvolutionConfig:
     """Sparsity by layer glob, each in [0, 1); overrides `sparsity` for the layers that it matches."""
     cycles: int = 20
     """Cycles of propose, evaluate, breed, commit, refit; >= 1."""
-    schedule: str = "exponential"
+    schedule: str | None = None
     """How density falls from 1 to its target over the cycles: exponential, linear, cubic, or adaptive (exponential
-    with large steps while divergence is flat and small ones when it climbs)."""
+    with large steps while divergence is flat and small ones when it climbs). null: exponential where distillation
+    brings the student back to the teacher between cycles, else cubic, whose last steps are small."""
     criteria: list[str] | None = None
     """Saliencies that propose: uniform, magnitude, wanda, fisher, obs, kronecker, taylor. null: fisher and magnitude,
     and taylor too where no distillation brings the student back to the teacher between cycles."""
@@ -237,7 +238,8 @@ class EvolutionConfig:
         require_types(self, key)
         require(0 <= self.sparsity < 1, key + "sparsity", self.sparsity, "a number in [0, 1)")
         require_choice(key + "allocation", self.allocation, ("global", "uniform"))
-        require_choice(key + "schedule", self.schedule, ("exponential", "linear", "cubic", "adaptive"))
+        if self.schedule is not None:
+            require_choice(key + "schedule", self.schedule, ("exponential", "linear", "cubic", "adaptive"))
         for pattern, target in self.targets.items():
             require(0 <= target < 1, f"{key}targets.{pattern}", target, "a number in [0, 1)")
         require(self.oversample >= 1, key + "oversample", self.oversample, "at least 1")

@@ -118,7 +118,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     """
     refit = build_refit(student, problem, config.refit, config.threads)
     state = _restore(folder, fingerprint, student, refit, pool)
-    evolution = with_criteria(config)
+    evolution = settled(config)
     targets = Targets(evolution, problem.layers)
     chunks = range(0, config.refit.final_steps if config.refit.method == "distill" else 0, FINAL_CHUNK)
     total = config.evolution.cycles + len(chunks)
@@ -176,15 +176,15 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     return state.history
 
 
-def with_criteria(config: Config) -> EvolutionConfig:
-    """The evolution's configuration with its criteria named.
+def settled(config: Config) -> EvolutionConfig:
+    """The evolution's configuration with what depends on the refit filled in.
 
     Distillation takes the gradient away that taylor follows, and has its own use for the time.
     """
-    if config.evolution.criteria is not None:
-        return config.evolution
-    distilled = config.refit.method == "distill" and config.refit.steps > 0
-    return replace(config.evolution, criteria=["fisher", "magnitude"] + ([] if distilled else ["taylor"]))
+    evolution, distilled = config.evolution, config.refit.method == "distill" and config.refit.steps > 0
+    criteria = ["fisher", "magnitude"] + ([] if distilled else ["taylor"])
+    return replace(evolution, criteria=evolution.criteria or criteria,
+                   schedule=evolution.schedule or ("exponential" if distilled else "cubic"))
 
 
 def _rate(config: Config, student: Student, limit: int | None, units: Callable[[], Units]) -> RateModel | None:

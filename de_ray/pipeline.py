@@ -160,6 +160,7 @@ def fingerprint(problem: Problem, config: Config) -> dict:
         digest.update(parameter.detach().cpu().contiguous().numpy())
     if config.problem.calibration is not None:  # the file may have been replaced; images are decoded, which may differ
         digest.update(problem.inputs.contiguous().numpy())
+    digest.update(problem.sources.encode())
     # What else a network is, a `.cfg` that was edited for one; addresses differ from process to process.
     digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(problem.teacher)).encode())
     fields["teacher_digest"] = digest.hexdigest()

@@ -1,6 +1,7 @@
 """What a compression leaves: the files of its folder, and its run in MLflow."""
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from de_ray.redact import scrub
 from de_ray.report import write_json
 from de_ray.schema import CONFIG_FILE, saved_config
 from de_ray.tracking import Tracker
+
+log = logging.getLogger(__name__)
 
 STUDENT_FILE = "student.der"
 REPORT_FILE = "report.json"
@@ -37,8 +40,12 @@ def track_result(tracker: Tracker, report: dict, written: list[Path]) -> None:
 def write_result(result: Result, problem: Problem, folder: Path) -> list[Path]:
     """Write the file, the figures and, at last, the report; returns the paths, the configuration's among them."""
     file = result.save(folder / STUDENT_FILE)
-    pictures = problem.pictures and problem.pictures({"student": result.student, "decoded file": result.model})
-    figures = draw_all(folder / "figures", result.report, result.survivors, pictures)
+    figures = []
+    try:
+        pictures = problem.pictures and problem.pictures({"student": result.student, "decoded file": result.model})
+        figures = draw_all(folder / "figures", result.report, result.survivors, pictures)
+    except Exception:  # of matplotlib on the user's names and images: no figure is worth the report
+        log.exception("the figures could not be drawn; the file and the report are written without them")
     write_json(folder / REPORT_FILE, result.report)
     return [file, folder / REPORT_FILE, folder / CONFIG_FILE, *figures]
 

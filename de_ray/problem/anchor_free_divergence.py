@@ -23,12 +23,14 @@ from torch import Tensor
 
 from de_ray.problem.anchor_free import AnchorFree, Heads, cells, decode, inside
 from de_ray.problem.bernoulli import bernoulli_curvature, bernoulli_kl, random_signs
-from de_ray.problem.divergence import drawn_log_probability, not_below_zero
+from de_ray.problem.divergence import drawn_log_probability
 
 DRAWN = 32
 """Cells an image whose masks are compared pixel by pixel: several for each of half a dozen objects."""
 PIXELS = 16.0
 """E: independent pixels that a mask counts for."""
+SMALL = 0.1
+"""Difference of logarithms up to which a series is more exact than exponentials."""
 OUTSIDE = 0.1
 """Share of the weight that lies on pixels outside the teacher's box: a student's box may be larger."""
 
@@ -60,7 +62,7 @@ class AnchorFreeDivergence:
             raise ValueError(f"the teacher's scores and boxes are {list(t_scores.shape)} and {list(t_sides.shape)}, "
                              f"the student's {list(s_scores.shape)} and {list(s_sides.shape)}: expected the same")
         present = _present(t_scores)  # [N, A]
-        given = not_below_zero((t_sides.exp() * (t_sides - s_sides)).sum((1, 2)))  # [N, A]
+        given = _distribution_kl(t_sides, s_sides).sum((1, 2))  # [N, A]
         if self.head.coefficients:
             given = given + self._masks(teacher_out, student_out, present)
         value = bernoulli_kl(t_scores, s_scores).sum(1) + present * given
@@ -127,6 +129,15 @@ class AnchorFreeDivergence:
             within = inside(boxes, shape, size).float()
             share = within / within.sum((2, 3), keepdim=True).clamp_min(1)
             return top, (1 - OUTSIDE) * share + OUTSIDE / (shape[0] * shape[1])
+
+
+def _distribution_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Terms p (e^d - 1 - d), d = log q - log p, none of them below 0: over the axis of a distribution they sum to its
+    KL divergence, as sums of p d do but for a part that rounding would leave of small differences."""
+    d, p = log_q - log_p, log_p.exp()
+    small = d.abs() < SMALL
+    near = torch.where(small, d, 0)
+    return torch.where(small, p * near.square() * (1 / 2 + near * (1 / 6 + near / 24)), log_q.exp() - p - p * d)
 
 
 def _present(scores: Tensor) -> Tensor:

@@ -77,6 +77,8 @@ class Problem:
     """What refit minimises; None: `divergence`."""
     chances: Tensor | None = None
     """float32 [M] >= 0: how often each input is drawn for saliency and refit, in proportion; None: all alike."""
+    sources: str = ""
+    """A digest of the files that inputs are read from, for checkpoints; empty where the configuration says it all."""
     pictures: "Callable[[Mapping[str, nn.Module]], Figure] | None" = None
     """Draws what models make of some held-out inputs, by the title of their columns, beside the teacher."""
 

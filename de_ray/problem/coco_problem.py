@@ -1,5 +1,6 @@
 """A detector on COCO as a problem, whatever network it is."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -102,6 +103,7 @@ def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Pat
         divergence=detector.divergence if config.divergence == "detection" else make_divergence(config.divergence),
         metrics=metrics, augment=augment, chances=chances,
         objective=detector.objective if config.divergence == "detection" else None,
+        sources=_digest([files[index] for index in usable]),
         pictures=DetectionPictures(metrics, held_out, letterboxes, annotations.class_names))
 
 
@@ -113,6 +115,11 @@ def _distinct(files: Sequence[Path], held_out: Sequence[Path]) -> list[Path]:
         log.warning("%d of the %d held-out images are calibration images too: metrics will flatter the student",
                     len(shared), len(held_out))
     return list(found.values())[::-1]
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """What tells files from others: names and sizes. Not their pixels, which libraries decode in ways of their own."""
+    return hashlib.sha256("\n".join(f"{file.name} {file.stat().st_size}" for file in files).encode()).hexdigest()
 
 
 def expected_objects(detector: Detector, images: Tensor) -> Tensor:

@@ -44,11 +44,9 @@ class Detections:
         """Those with a higher score."""
         return self.at(self.scores > score)
 
-    def visible(self) -> "Detections":
-        """Those with an area."""
-        if self.masks is None:
-            return self.at((self.boxes[:, 2:] > self.boxes[:, :2]).all(1))
-        return self.at(areas(self.masks) > 0)
+    def visible(self, by_mask: bool = False) -> "Detections":
+        """Those whose box, or mask, has an area."""
+        return self.at(areas(self.masks) > 0 if by_mask else (self.boxes[:, 2:] > self.boxes[:, :2]).all(1))
 
     def at(self, index: Tensor | slice) -> "Detections":
         """Those that an index, a slice or a mask names."""
@@ -127,7 +125,9 @@ def suppress(boxes: Tensor, scores: Tensor, least: float, overlap: float = OVERL
     if len(found) > CANDIDATES:
         best = found.topk(CANDIDATES).indices
         anchor, kind, found = anchor[best], kind[best], found[best]
-    kept = batched_nms(boxes[anchor], found, kind, overlap)[:MOST]
+    # Classes are told apart by shifts of the largest coordinate: in float32 those of a broken student's boxes would
+    # round the others' to nothing.
+    kept = batched_nms(boxes[anchor].double(), found.double(), kind, overlap)[:MOST]
     return Detections(boxes[anchor[kept]], found[kept], kind[kept]), anchor[kept]
 
 

@@ -54,7 +54,7 @@ class DetectionMetrics:
             agreement_80 and agreement_50, the share in [0, 1] of the objects_80 and objects_50 objects that the teacher
             finds with a score above 0.8 and 0.5, which the model finds too (1 where there are none); false_80, the
             number of objects that the model is sure of, above 0.8, and that the teacher does not have. Of a segmenter
-            the same by masks in place of boxes, as mask_AP and so on; it is the same objects that are counted.
+            the same by masks in place of boxes, as mask_AP and so on.
         """
         found = self.expected if model is self._teacher else self.detections(model)
         result = {**average_precision(found, self._annotations), **agreement(self.expected, found)}
@@ -151,7 +151,7 @@ def agreement(expected: Sequence[Detections], found: Sequence[Detections],
         overlap: by which two detections are one object.
     """
     # Of what lies in the grey bars nothing is left in the image, not even to overlap with itself.
-    expected, found = ([each.visible() for each in every] for every in (expected, found))
+    expected, found = ([each.visible(overlap is mask_overlap) for each in every] for every in (expected, found))
     result = {}
     for name, score in (("80", CONFIDENT), ("50", LIKELY)):
         objects = [each.above(score) for each in expected]
@@ -166,13 +166,13 @@ def agreement(expected: Sequence[Detections], found: Sequence[Detections],
 
 
 def matched(objects: Detections, found: Detections, overlap: Overlap = box_overlap) -> Tensor:
-    """bool [D]: which have a detection of their own; best first, each takes the free one that overlaps it most."""
-    free = _same(objects, found, overlap)
+    """bool [D]: which have a detection of their own, as many of them as can."""
+    from scipy.optimize import linear_sum_assignment  # takes half a second, which only detectors need
+
+    pairs = (_same(objects, found, overlap) > 0).numpy()
     result = torch.zeros(len(objects), dtype=torch.bool)
-    for index, row in enumerate(free):
-        if len(row) and row.max() > 0:
-            result[index] = True
-            free[:, row.argmax()] = 0  # taken
+    rows, columns = linear_sum_assignment(pairs, maximize=True)
+    result[rows[pairs[rows, columns]]] = True
     return result
 
 

@@ -25,6 +25,12 @@ from de_ray.problem.cache import cache_folder
 
 log = logging.getLogger(__name__)
 
+SIZE = r"(\d)[nslmx](?=-|$)"
+"""The letter of a network's size, in its name."""
+ACTIVATION = r"(torch\.)?nn\.\w+\([\w=., -]*\)"
+DESCRIBING = ("backbone", "head", "activation", "scales", "reg_max")
+"""Entries of a YAML that make a network what it is, its scale aside."""
+
 SILENT = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
 """The package's settings that send something somewhere, or start what this project has its own of."""
 
@@ -56,13 +62,19 @@ def read_yaml(name: str) -> dict:
     Raises:
         FileNotFoundError: there is no such YAML.
     """
-    tasks = definitions()
-    found = f"{name.removesuffix('u.yaml')}.yaml" if name.endswith("u.yaml") else name
-    try:
-        return tasks.yaml_model_load(found)
-    except FileNotFoundError as error:
+    definitions()
+    require(name.endswith((".yaml", ".yml")), "problem.weights", name, "a checkpoint .pt, or a .yaml: of the installed "
+            "ultralytics, yolov8n.yaml say, or your own")
+    own = Path(name).expanduser()
+    path, stem = own, own.stem
+    if not own.is_file():
+        if _packaged(stem) is None:
+            stem = stem.removesuffix("u")
+        path = _packaged(stem) if own.name == name else None
+    if path is None:
         raise FileNotFoundError(f"problem.weights={name!r}: no such file, and no YAML of the installed ultralytics has "
-                                f"that name; it has {', '.join(sorted(_names()))}") from error
+                                f"that name; it has {', '.join(sorted(_yamls()))}")
+    return _read(path, f"{stem}.yaml")
 
 
 def build_network(description: str | Mapping, classes: int | None = None, seed: int = 0) -> nn.Module:
@@ -79,9 +91,16 @@ def build_network(description: str | Mapping, classes: int | None = None, seed: 
     """
     tasks = definitions()
     described = read_yaml(description) if isinstance(description, str) else dict(description)
+    name = described.get("yaml_file")
+    require(all(isinstance(described.get(part), list) for part in ("backbone", "head")), "problem.weights", name,
+            "a network's YAML, with backbone and head")
+    # The package runs this text as Python.
+    activation = described.get("activation")
+    require(activation is None or re.fullmatch(ACTIVATION, str(activation)), "problem.weights", activation,
+            "an activation such as torch.nn.ReLU()")
     head = described["head"][-1][2]
     kinds = {"Detect": tasks.DetectionModel, "Segment": tasks.SegmentationModel}
-    require(head in kinds, "problem.weights", described.get("yaml_file"),
+    require(head in kinds, "problem.weights", name,
             f"a network whose head is {' or '.join(kinds)}, not {head}")
     with torch.random.fork_rng(devices=[]):  # the package draws from the global generator
         torch.manual_seed(seed)
@@ -141,25 +160,28 @@ def training_loss(network: nn.Module, images: Tensor, labels: Mapping[str, Tenso
 
 
 def architecture_name(network: nn.Module) -> str:
-    """NAME:CLASSES, which `build_named` builds where the YAML called NAME is one of the package's."""
-    return f"{Path(str(network.yaml.get('yaml_file', 'own'))).stem}:{network.model[-1].nc}"
+    """NAME:CLASSES, which `build_named` builds; own-NAME:CLASSES where no YAML of the package describes it."""
+    stem = Path(str(network.yaml.get("yaml_file", "network"))).stem
+    path = _packaged(stem)
+    known = path is not None and all(_read(path, stem).get(part) == network.yaml.get(part) for part in DESCRIBING)
+    return f"{'' if known else 'own-'}{stem}:{network.model[-1].nc}"
 
 
 def build_named(name: str) -> "RawHeads":
     """The network that `architecture_name` described, untrained.
 
-    Only YAML files of the package are looked for: a name that a file holds opens no file of the user's.
+    Only the package's own YAML files are opened: a name that a file holds opens none of the user's.
 
     Raises:
         ValueError: for a name that is none of the package's.
     """
     stem, _, classes = name.partition(":")
     definitions()
-    family = re.sub(r"(\d)[nslmx](?=-|$)", r"\1", stem)  # one YAML describes all sizes
-    if f"{family}.yaml" not in _names() or not classes.isdecimal():
+    path = _packaged(stem)
+    if path is None or not classes.isdecimal():
         raise ValueError(f"architecture {name!r} is none of the installed ultralytics': build the module yourself "
                          "(raw_heads in de_ray.problem.ultralytics) and pass it to de_ray.load(path, model=...)")
-    return raw_heads(build_network(f"{stem}.yaml", int(classes)))
+    return raw_heads(build_network(_read(path, f"{stem}.yaml"), int(classes)))
 
 
 class RawHeads(nn.Module):
@@ -247,8 +269,21 @@ def _as_convolution(upsample: nn.Module) -> nn.Module:
     return nn.Sequential(convolution, nn.PixelShuffle(2))
 
 
-def _names() -> list[str]:
-    """The package's YAML files that describe networks."""
+def _yamls() -> dict[str, Path]:
+    """The package's YAML files that describe networks, by name."""
     import ultralytics
 
-    return [path.name for path in (Path(ultralytics.__file__).parent / "cfg" / "models").rglob("yolo*.yaml")]
+    return {path.name: path for path in (Path(ultralytics.__file__).parent / "cfg" / "models").rglob("yolo*.yaml")}
+
+
+def _packaged(stem: str) -> Path | None:
+    """The package's YAML of a network: its own, or that of all its sizes, yolov8's of yolov8n; None: there is none."""
+    known, family = _yamls(), re.sub(SIZE, r"\1", stem)
+    return known.get(f"{stem}.yaml", known.get(f"{family}.yaml"))
+
+
+def _read(path: Path, name: str) -> dict:
+    """A YAML file in the package's terms, of the size that the name says."""
+    from ultralytics.utils import YAML
+
+    return YAML.load(path) | {"scale": definitions().guess_model_scale(name), "yaml_file": name}

@@ -20,8 +20,8 @@ from de_ray.tracking import Tracker
 log = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
-LOWER_IS_BETTER = ("divergence", "relative_error")
-"""Metrics that measure a distance."""
+LOWER_IS_BETTER = ("divergence", "relative_error", "false_80", "mask_false_80")
+"""Metrics that measure a distance, or count mistakes."""
 
 
 @dataclass(frozen=True)

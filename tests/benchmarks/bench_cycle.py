@@ -23,7 +23,7 @@ from de_ray.evolution.candidate import Candidate, ZeroingSet
 from de_ray.evolution.saliency import saliencies
 from de_ray.evolution.search import DirectedSearch
 from de_ray.evolution.space import Budget, SearchSpace
-from de_ray.evolve import saliency_inputs, with_criteria
+from de_ray.evolve import saliency_inputs, settled
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
 from de_ray.refit.build import build_refit
@@ -66,7 +66,7 @@ def cycle(problem: Problem, config: Config, sparsity: float) -> dict:
         pool.refresh(student)
         pool.evaluate([()], range(pool.batches))
         with part("saliencies"):
-            scores = saliencies(with_criteria(config).criteria, saliency_inputs(problem, config, student, 0))
+            scores = saliencies(settled(config).criteria, saliency_inputs(problem, config, student, 0))
         evaluated = 0.0
         with part("breeding"):
             masks = [mask.flatten().numpy() for mask in student.masks]

@@ -9,6 +9,7 @@ from de_ray.config import CRITERIA
 from de_ray.evolution.candidate import ZeroingSet
 from de_ray.evolution.curvature import SaliencyInputs, fisher_diagonal
 from de_ray.evolution.saliency import saliencies
+from de_ray.evolution.surrogate import rank_correlation
 from de_ray.problem.custom import problem_from_model
 from de_ray.student import Student
 from tests.networks import branchy_problem
@@ -69,6 +70,30 @@ def test_obs_orders_a_row_by_the_error_that_removal_with_compensation_leaves():
         left.append(float((target - (inputs[:, kept] @ solution)[:, 0]).square().mean()))
     found = saliencies(["obs"], inputs_of(problem))["obs"][0]
     assert np.argsort(found).tolist() == np.argsort(left).tolist()
+
+
+def test_taylor_orders_weights_by_what_zeroing_them_does_to_the_divergence_now():
+    torch.manual_seed(0)  # inputs that share most of what they say, so that weights can stand in for each other
+    problem = problem_from_model(nn.Sequential(nn.Linear(5, 3, bias=False)),
+                                 torch.randn(500, 5) + 2 * torch.randn(500, 1), divergence="mse")
+    student = Student(problem.teacher, problem.layers)
+    student.commit((ZeroingSet(0, np.array([2, 7, 11])),))
+    weight, dormant = student.weights[0], student.dormant[0].flatten()
+
+    def divergence(index, value):
+        changed = weight.detach().flatten().clone()
+        changed[index] = value
+        return float(problem.divergence(problem.teacher(problem.inputs), problem.inputs @ changed.view(3, 5).T).mean())
+
+    now = divergence(0, float(weight.flatten()[0]))
+    alive = student.masks[0].flatten().tolist()
+    # Zeroing a survivor, and for one that was zeroed not coming back.
+    exact = [divergence(i, 0.0) - now if alive[i] else now - divergence(i, float(dormant[i])) for i in range(15)]
+    assert min(exact) < 0 < max(exact)  # some of what is left only does harm
+    found = saliencies(["taylor"], inputs_of(problem, student, batch=1))["taylor"][0]
+    assert rank_correlation(found, np.array(exact)) > 0.95
+    assert rank_correlation(saliencies(["fisher"], inputs_of(problem, student, batch=1))["fisher"][0],
+                            np.array(exact)) < 0.9
 
 
 def test_zeroed_parameters_are_judged_by_the_value_that_they_had():

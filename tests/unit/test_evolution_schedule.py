@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from de_ray.config import EvolutionConfig
+from de_ray.config import Config, EvolutionConfig, RefitConfig
+from de_ray.evolve import settled
 from de_ray.evolution.schedule import Targets, density_at, next_progress, progress_at
 from de_ray.problem.base import Layer
 
@@ -69,3 +70,13 @@ def test_the_way_that_a_density_has_come_is_found_again(schedule, progress):
     found = progress_at(schedule, density_at(schedule, progress, 0.1), 0.1)
     assert found == pytest.approx(progress, abs=1e-6)
     assert 0.99 < progress_at(schedule, 0.05, 0.1) < 1  # below its end
+
+
+def test_without_distillation_the_gradient_proposes_and_the_last_steps_are_small():
+    named = EvolutionConfig(criteria=["obs"], schedule="linear")
+    for refit, criteria, schedule in ((RefitConfig(), ["fisher", "magnitude"], "exponential"),
+                                      (RefitConfig(method="none"), ["fisher", "magnitude", "taylor"], "cubic"),
+                                      (RefitConfig(steps=0), ["fisher", "magnitude", "taylor"], "cubic")):
+        found = settled(Config(refit=refit))
+        assert (found.criteria, found.schedule) == (criteria, schedule)
+        assert settled(Config(evolution=named, refit=refit)) == named

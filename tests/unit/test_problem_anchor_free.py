@@ -108,7 +108,7 @@ def test_the_divergence_is_never_negative_and_zero_for_equal_heads(seed, near, f
 
 
 @pytest.mark.parametrize("key", ["boxes", "scores", "coefficients", "prototypes"])
-@pytest.mark.parametrize("size", [1e-2, 0.3, 5.0])
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 0.3, 5.0])
 @pytest.mark.parametrize("drawn", [2, 32])  # masks of few cells pixel by pixel, or of all
 def test_any_number_that_differs_makes_its_samples_divergence_positive(key, size, drawn, monkeypatch):
     monkeypatch.setattr(anchor_free_divergence, "DRAWN", drawn)
@@ -257,6 +257,16 @@ def test_objects_may_agree_by_box_and_not_by_mask():
     assert agreement([teacher], [student])["agreement_80"] == 1
     by_mask = agreement([teacher], [student], mask_overlap)
     assert (by_mask["agreement_80"], by_mask["false_80"]) == (0.5, 1)
+
+
+def test_a_box_whose_mask_is_empty_counts_among_boxes_alone():
+    box, empty = torch.tensor([[0.0, 0, 10, 8]]), torch.zeros_like(bars(0))
+    teacher, student = (Detections(box, torch.tensor([0.95]), torch.tensor([0]), encode(mask))
+                        for mask in (bars(0), empty))
+    assert agreement([teacher], [student])["agreement_80"] == 1 and agreement([], [])["false_80"] == 0
+    assert agreement([Detections(box[:0], torch.zeros(0), torch.zeros(0).long(), encode(empty[:0]))],
+                     [student])["false_80"] == 1
+    assert agreement([teacher], [student], mask_overlap)["agreement_80"] == 0
 
 
 def test_detections_keep_their_masks_when_some_are_taken():

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from de_ray.config import DataConfig, ProblemConfig, RefitConfig
+from de_ray.config import Config, DataConfig, ProblemConfig, RefitConfig
+from de_ray.pipeline import fingerprint
 from de_ray.problem import detection_augment
 from de_ray.problem.bernoulli import bernoulli_kl
 from de_ray.problem.build import build_problem
@@ -22,7 +23,7 @@ from de_ray.problem.annotations import Annotations, read_annotations
 from de_ray.problem.coco import GREY, load_images
 from de_ray.problem.coco_problem import LEAST_CHANCE
 from de_ray.problem.darknet import Head
-from de_ray.problem.detection import MOST, Detections, Letterbox, decode, detect
+from de_ray.problem.detection import MOST, Detections, Letterbox, decode, detect, suppress
 from de_ray.problem.detection_augment import Mosaics, augment_detection
 from de_ray.problem.detection_divergence import SIGMA, detection_divergence
 from de_ray.problem.detection_metrics import agreement, average_precision
@@ -65,6 +66,13 @@ def test_a_worse_box_of_the_same_class_is_suppressed_and_of_another_class_is_not
     (detection,) = detect([output.flatten(1, 2)], [HEAD])
     assert detection.classes.tolist() == [0, 1]
     assert detection.scores[0] > detection.scores[1]
+
+
+def test_a_box_beyond_all_bounds_suppresses_none_of_another_class():
+    boxes = torch.tensor([[100.0, 100, 110, 110], [106, 100, 116, 110], [0, 0, 1.1e6, 1.1e6]])
+    scores = torch.zeros(3, 80)
+    scores[0, 79], scores[1, 79], scores[2, 0] = 0.9, 0.8, 0.002
+    assert suppress(boxes, scores, 0.001)[1].tolist() == [0, 1, 2]
 
 
 def test_a_broken_student_gives_few_detections_in_little_time_and_no_error():
@@ -209,6 +217,8 @@ FAR = (30.0, 0, 40, 10)
     ([(*BOX, 0.9, 1)], [(*FAR, 0.9, 1)], (0, 0, 1, 1, 1)),
     ([(*BOX, 0.9, 1), (*FAR, 0.6, 1)], [(*BOX, 0.9, 1)], (1, 0.5, 1, 2, 0)),
     ([(*BOX, 0.9, 1), (*NEAR, 0.85, 1)], [(*BOX, 0.9, 1)], (0.5, 0.5, 2, 2, 0)),  # one box is one object
+    ([(*BOX, 0.95, 1), (0.0, 0, 10, 16.5, 0.9, 1)], [(0.0, 0, 10, 12, 0.9, 1), (0.0, 0, 10, 7, 0.9, 1)],
+     (1, 1, 2, 2, 0)),  # each has one of its own, though the first overlaps the other's most
     ([(*BOX, 0.3, 1)], [(*BOX, 0.81, 1)], (1, 1, 0, 0, 0)),  # unsure is not absent
     ([(*BOX, 0.2, 1)], [(*BOX, 0.81, 1)], (1, 1, 0, 0, 1)),
     ([(*BOX, 0.9, 1)], [], (0, 0, 1, 1, 0)),
@@ -257,6 +267,37 @@ def test_whatever_annotations_are_numbered_and_what_they_leave_out_a_perfect_det
     assert average_precision(right, annotations, "segm") == {"AP": -1, "AP50": -1}  # boxes alone
 
 
+@pytest.mark.parametrize("outline", [
+    [[]], [[5, 5]], [[5, 5, 20, 20]], [[5, 5, 20, 20, 3]], "foo", 5.0, {"x": 1}, [[5, 5, 9, 9, "a", 3]],
+    {"counts": [185, 100], "size": [60, 80]}, {"counts": [4700, 100], "size": [80, 60]}, {"counts": "a", "size": [1, 2]},
+])
+def test_outlines_that_enclose_nothing_leave_boxes_to_be_measured(coco, outline, caplog):
+    content = coco_content()
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[5, 6, 35, 6, 35, 46, 5, 46]]
+    path = coco / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(content))
+    assert read_annotations(path, coco / "val2017", 2).masked and not caplog.text
+    content["annotations"][1]["segmentation"] = outline
+    path.write_text(json.dumps(content))
+    annotations = read_annotations(path, coco / "val2017", 2)
+    assert not annotations.masked and "1 of 3 annotations have no outline that encloses anything" in caplog.text
+    box = (5.0, 6, 35, 46)
+    right = [found((*box, 0.9, 0)), found((*box, 0.9, 1)), found((*box, 0.9, 0))]
+    assert average_precision(right, annotations) == pytest.approx({"AP": 1, "AP50": 1})
+    assert average_precision(right, annotations, "segm") == {"AP": -1, "AP50": -1}
+
+
+def test_an_outline_keeps_the_polygons_that_enclose_something(coco):
+    content, triangle, runs = coco_content(), [5, 6, 35, 6, 35, 46], {"counts": [4700, 100], "size": [60, 80]}
+    for annotation, outline in zip(content["annotations"], ([[5, 5], triangle], runs, [triangle]), strict=True):
+        annotation["segmentation"] = outline
+    path = coco / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(content))
+    annotations = read_annotations(path, coco / "val2017", 2)
+    assert [a["segmentation"] for a in annotations.content["annotations"]] == [[triangle], runs, [triangle]]
+
+
 MOSAICS = Mosaics(0.25)
 
 
@@ -294,6 +335,14 @@ def test_refit_minimises_the_emphasised_divergence_and_the_plain_one_is_measured
         lambda inputs: [head + 1 for head in problem.teacher(inputs)], torch.Generator().manual_seed(0))
         for one in (plain, problem)]
     assert losses[1] > 1.5 * losses[0] > 0
+
+
+def test_images_that_were_added_or_replaced_are_another_runs(coco):
+    config = Config(problem=small(coco))
+    before = fingerprint(build_problem(config.problem, 0), config)
+    assert before == fingerprint(build_problem(config.problem, 0), config)
+    Image.new("RGB", (80, 60)).save(coco / "train2017" / "3.png")
+    assert before != fingerprint(build_problem(config.problem, 0), config)
 
 
 def test_worker_processes_read_the_same_images_in_order(coco):
@@ -349,7 +398,8 @@ def test_a_size_that_the_configuration_does_not_name_is_told(coco, caplog):
 
 @pytest.mark.parametrize(("content", "message"), [
     ("{", "not COCO instances"), ("[]", "not COCO instances"), ('{"images": []}', "not COCO instances"),
-    (json.dumps(coco_content(categories=(1, 1))), "has 1 categories: expected 2"),
+    (json.dumps(coco_content(categories=(1, 1))), "categories=2: expected distinct ids, found 1"),
+    (json.dumps(coco_content(1, (3,)) | {"annotations": []}), "has 1 categories: expected 2"),
     (json.dumps(coco_content(5)), r"lists 5 images, of which 2 are not in .*val2017, 3\.png for one"),
     (json.dumps(coco_content() | {"images": coco_content(2)["images"]}), "1 annotations of images"),
     (json.dumps(coco_content(0)), "0 images"),

@@ -174,7 +174,7 @@ def test_a_mask_tints_its_pixels_and_leaves_the_others():
 
 def test_labels_make_way_for_each_other_and_stay_in_the_panel():
     boxes = [(0, 0, 50, 30), (1, 1, 52, 33), (0, 2, 50, 29), (70, 50, 80, 60)]
-    figure = draw_scenes(["a"], [scene([Mark(box, index, f"thing {index}") for index, box in enumerate(boxes)])])
+    figure = draw_scenes(["a"], [scene([Mark(box, index, f"$thing_{{$ {index}") for index, box in enumerate(boxes)])])
     rendered(figure)
     renderer = figure.canvas.get_renderer()
     frame = figure.axes[0].get_window_extent(renderer)

@@ -17,7 +17,15 @@ from de_ray.problem import ultralytics_problem
 from de_ray.problem.anchor_free import decode
 from de_ray.problem.build import build_architecture, build_problem
 from de_ray.problem.layers import find_layers
-from de_ray.problem.ultralytics import SILENT, build_network, definitions, raw_heads
+from de_ray.problem.ultralytics import (
+    SILENT,
+    _packaged,
+    architecture_name,
+    build_network,
+    definitions,
+    raw_heads,
+    read_yaml,
+)
 
 IMAGES = torch.rand(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -185,10 +193,21 @@ def test_a_foreign_checkpoint_is_a_value_error(content, tmp_path):
     ("yolov99.yaml", "no YAML of the installed ultralytics has that name; it has .*yolo11.yaml"),
     ("yolov8n-pose.yaml", "a network whose head is Detect or Segment, not Pose"),
     ("yolo26n.yaml", "reg_max=1.*a head with box distributions"),
+    ("yolov8n", r"'yolov8n': expected a checkpoint .pt, or a .yaml"),
+    ("absent/yolov8n.yaml", "'absent/yolov8n.yaml': no such file"),
 ])
 def test_architectures_that_cannot_be_compressed_say_why(weights, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         raw_heads(network_of(config(weights=weights)))
+
+
+def test_a_yaml_that_describes_no_network_or_holds_a_program_is_refused(tmp_path):
+    (tmp_path / "coco.yaml").write_text("names: {0: person}\n")
+    with pytest.raises(ValueError, match="'coco.yaml': expected a network's YAML"):
+        build_network(str(tmp_path / "coco.yaml"))
+    path = own_yaml(tmp_path, "(open('pwned', 'w'), torch.nn.ReLU())[1]")
+    with pytest.raises(ValueError, match="expected an activation such as"):
+        build_network(str(path))
 
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path, monkeypatch, cache):
@@ -229,6 +248,44 @@ def test_a_name_that_a_file_holds_opens_no_file_but_the_packages(name):
 def test_every_size_of_a_family_is_built_by_its_name():
     definitions()
     assert build_architecture("ultralytics:yolov8n:3").head.classes == 3
+
+
+def own_yaml(folder, activation, name="yolov8n.yaml"):
+    """A copy of the package's yolov8.yaml with an activation of its own."""
+    definitions()
+    path = folder / name
+    path.write_text(f"activation: {activation}\n" + _packaged("yolov8n").read_text())
+    return path
+
+
+def test_a_yaml_in_the_working_folder_is_not_taken_for_the_packages(tmp_path, monkeypatch):
+    own_yaml(tmp_path, "nn.ReLU()", "yolov8.yaml")
+    own_yaml(tmp_path, "nn.ReLU()")
+    monkeypatch.chdir(tmp_path)
+    assert "ReLU" not in repr(build_architecture("ultralytics:yolov8n:3"))
+
+
+def test_a_yaml_of_ones_own_is_built_and_named_as_such(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own_yaml(tmp_path, "torch.nn.ReLU()", "menu.yaml")
+    network = build_network("~/menu.yaml", 3)
+    assert "ReLU" in repr(network) and architecture_name(network) == "own-menu:3"
+    assert architecture_name(build_network(str(own_yaml(tmp_path, "nn.ReLU()")), 3)) == "own-yolov8n:3"
+    with pytest.raises(ValueError, match="none of the installed ultralytics'"):
+        build_architecture("ultralytics:own-yolov8n:3")
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolov9s", "yolov9t", "yolo12n", "yolov8n-seg", "yolov3-tiny"])
+def test_what_is_built_of_the_packages_yaml_has_a_name_that_builds_it_again(name):
+    network = build_network(f"{name}.yaml", 3)
+    assert architecture_name(network) == f"{name}:3"
+    shapes = {key: value.shape for key, value in raw_heads(network).state_dict().items()}
+    again = build_architecture(f"ultralytics:{name}:3").state_dict()
+    assert shapes == {key: value.shape for key, value in again.items()}
+
+
+def test_yolov3u_is_the_packages_yolov3():
+    assert read_yaml("yolov3u.yaml")["yaml_file"] == "yolov3.yaml"
 
 
 @pytest.mark.parametrize(("fields", "key"), [

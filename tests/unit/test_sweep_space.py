@@ -5,7 +5,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from de_ray.config import SweepConfig
 from de_ray.schema import compose
-from de_ray.sweep.conclude import choose, front
+from de_ray.sweep.conclude import LOWER_IS_BETTER, choose, front
 from de_ray.sweep.rungs import EqualSparsity, crossings, halvings, rungs
 from de_ray.sweep.space import configure, label, listed_sparsities, points
 from de_ray.sweep.trial import bundles, own_config
@@ -131,5 +131,6 @@ def test_the_best_is_the_smallest_file_that_is_close_to_the_teacher_or_the_best_
     assert choose(given, 99.0, False, 0.01)["number"] == 1
     assert not caplog.messages
     assert choose(given, 110.0, False, 0.01)["number"] == 0 and "no trial is within sweep.tolerance" in caplog.text
+    assert choose(rows((50, 0), (60, 9)), 0.0, "false_80" in LOWER_IS_BETTER, 0.01)["number"] == 0
     assert choose(rows((10, 0.001), (20, 0.02), (30, 0.005)), 0.0, True, 0.01)["number"] == 2
     assert choose(rows((10, float("nan")), (20, 5.0)), 99.0, False, 0.01)["number"] == 1
