@@ -20,6 +20,7 @@ Zeroed parameters are judged by the value that they had when they were zeroed, s
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -106,6 +107,7 @@ def saliencies(criteria: Sequence[str], given: SaliencyInputs) -> dict[str, list
     Returns:
         criterion -> one float32 array [layer.size] a layer, in flat index order; >= 0 and finite.
     """
+    given = replace(given)  # what it keeps of curvature is freed with it, not after the search
     with torch.no_grad():
         found = {}
         for criterion in criteria:
