@@ -67,7 +67,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
         on_stage: told the name of each stage as it starts.
 
     Raises:
-        ValueError: no file can hold one of the teacher's tensors.
+        ValueError: no file can hold one of the teacher's tensors, or its outputs have no gradient.
         FloatingPointError: the divergence became NaN or infinite.
         RuntimeError: the file does not decode to the student, bit for bit.
     """
@@ -75,6 +75,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     _require_state(problem)
     device = resolve_device(config.device)
     problem.teacher.to(device)
+    _require_gradients(problem, device)
     with threads(config.threads):
         student = Student(problem.teacher, problem.layers, device)
         earlier = None if config.start is None else _earlier(student, config.start)
@@ -124,6 +125,25 @@ def _require_state(problem: Problem) -> None:
     if missing:
         raise ValueError(f"the teacher's state dict lacks {', '.join(missing[:4])}: expected all its parameters, by "
                          "their names in named_parameters")
+
+
+def _require_gradients(problem: Problem, device: torch.device) -> None:
+    """Raise `ValueError` where outputs are no differentiable function of the layers' weights."""
+    weights = [problem.teacher.get_parameter(layer.parameter) for layer in problem.layers]
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        output = problem.teacher(problem.calibration[:1].to(device))
+        score = problem.divergence.score(output, torch.Generator().manual_seed(0))
+        torch.autograd.grad(score, weights, materialize_grads=True)
+    except RuntimeError as error:
+        raise ValueError("the teacher's outputs have no gradient with respect to its layers' weights, which saliencies "
+                         "and refit follow: expected no torch.no_grad or inference_mode in its forward pass, no "
+                         "reentrant checkpoints (use_reentrant=False), nothing changed in place that gradients need, "
+                         f"and scores rather than their argmax ({str(error).splitlines()[0]})") from error
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
 
 
 def _earlier(student: Student, path: str) -> dict[str, Tensor]:

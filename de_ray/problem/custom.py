@@ -117,7 +117,6 @@ def problem_from_model(
     teacher = _folded(teacher, drawn[:PROBE])
     measure = _agreement if divergence == "kl" else _relative_error
     layers = find_layers(teacher, include, exclude)
-    _require_gradients(teacher, layers, drawn[:PROBE], distance)
     _tell_of_dense(teacher, layers)
     return Problem(
         name=name,
@@ -246,25 +245,6 @@ def _passed(teacher: nn.Module, sample: Tensor) -> list[Tensor]:
     except Exception as error:  # the user's code in another mode, or on another number of inputs
         raise ValueError(f"the model does not accept inputs {list(sample.shape)} of {sample.dtype} in "
                          f"torch.inference_mode: {type(error).__name__}: {error}") from error
-
-
-@torch.enable_grad()
-def _require_gradients(teacher: nn.Module, layers: Sequence[Layer], sample: Tensor, divergence: Divergence) -> None:
-    """Raise `ValueError` where outputs are no differentiable function of the layers' weights."""
-    weights = [teacher.get_parameter(layer.parameter) for layer in layers]
-    for weight in weights:
-        weight.requires_grad_(True)
-    try:
-        score = divergence.score(teacher(sample), torch.Generator().manual_seed(0))
-        torch.autograd.grad(score, weights, materialize_grads=True)
-    except RuntimeError as error:
-        raise ValueError("the model's outputs have no gradient with respect to its layers' weights, which saliencies "
-                         "and refit follow: expected no torch.no_grad or inference_mode in its forward pass, no "
-                         "reentrant checkpoints (use_reentrant=False), and scores rather than their argmax "
-                         f"({str(error).splitlines()[0]})") from error
-    finally:
-        for weight in weights:
-            weight.requires_grad_(False)
 
 
 def _spare(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
