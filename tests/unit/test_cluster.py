@@ -120,7 +120,7 @@ def test_a_saved_configuration_cannot_bring_keys_in(tmp_path):
 
 
 def test_a_cluster_is_no_part_of_a_runs_fingerprint():
-    problem = SimpleNamespace(teacher=SimpleNamespace(parameters=lambda: []))
+    problem = SimpleNamespace(teacher=SimpleNamespace(parameters=lambda: []), sources="")
     elsewhere = Config(cluster=ClusterConfig(address="auto", storage="s3://a/b"))
     assert fingerprint(problem, Config()) == fingerprint(problem, elsewhere)
 
