@@ -54,3 +54,13 @@ def test_a_damaged_report_is_one_error_that_names_the_file(tmp_path):
     (tmp_path / REPORT_FILE).write_text('{"sparsity": 0.9')
     with pytest.raises(ValueError, match=r"report\.json cannot be read: .*Removed, it is written again"):
         require_own(mlp_problem(), configured(), tmp_path)
+
+
+def test_a_figure_that_cannot_be_drawn_loses_neither_file_nor_report(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no such glyph")
+
+    monkeypatch.setattr("de_ray.results.draw_all", fail)
+    run_session(configured(), tmp_path / "run")
+    assert (tmp_path / "run" / REPORT_FILE).is_file() and (tmp_path / "run" / "student.der").is_file()
+    assert "no such glyph" in caplog.text
