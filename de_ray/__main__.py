@@ -35,8 +35,8 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
 
     if pictures is not None:
         require_new(pictures, "--pictures")
-    if pictures is not None and Path(pictures).suffix.lower() != ".png":
-        raise ValueError(f"--pictures={pictures!r}: expected a .png file")
+        if Path(pictures).suffix.lower() != ".png":
+            raise ValueError(f"--pictures={pictures!r}: expected a .png file")
     state = codec.decode(path)  # a damaged file need not wait for data and teacher
     config = compose(overrides)
     problem = build_problem(config.problem, config.seed)

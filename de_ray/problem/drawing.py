@@ -138,7 +138,8 @@ def _label(axes: Axes, marks: Sequence[Mark]) -> None:
         colour = _colour(mark)
         bright = np.dot(colour, (0.3, 0.59, 0.11)) > 0.5
         text = axes.text(0, 0, mark.label, fontsize=FONT, color="black" if bright else "white", clip_on=True,
-                         va="bottom", parse_math=False, bbox={"boxstyle": f"square,pad={PAD * 72 / DPI / FONT}", "fc": colour, "lw": 0})
+                         va="bottom", parse_math=False,
+                         bbox={"boxstyle": f"square,pad={PAD * 72 / DPI / FONT}", "fc": colour, "lw": 0})
         size = text.get_window_extent(renderer).padded(PAD).size
         box = Bbox(axes.transData.transform(np.reshape(mark.box, (2, 2))))  # pixels, upwards
         places = [_inside(frame, place, size) for place in _places(box, size)]
