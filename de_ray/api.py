@@ -28,8 +28,8 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
     """Compress a trained network.
 
     Args:
-        model: any module with Linear, Conv1d, Conv2d or Conv3d layers that returns a tensor, or a tuple, list or dict
-            of tensors; it is not modified.
+        model: any module with linear, convolutional, attention or recurrent layers (`problem.layers.find_layers` says
+            which) that returns a tensor, or a tuple, list or dict of tensors; it is not modified.
         calibration: [N, ...] unlabelled inputs.
         sparsity: share of the layers' weights that end as zeros, in [0, 1).
         bits: width of every layer, in 1..8; None sweeps a width for each layer.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from de_ray.codec.container import misfits
 from de_ray.evolution.candidate import Candidate
 from de_ray.problem.base import Layer
+from de_ray.problem.layers import product_of
 
 
 class Student:
@@ -26,11 +27,19 @@ class Student:
         for parameter in self.module.parameters():  # the above is for convolutions in two and three dimensions alone
             parameter.data = parameter.data.contiguous()
         self.module.eval().requires_grad_(False)
+        for module in self.module.modules():
+            if isinstance(module, nn.RNNBase):  # cuDNN goes back through those in training mode alone
+                module.dropout = 0.0
+                module.train()
         self.layers = tuple(layers)
-        self.weights = [self.module.get_submodule(layer.name).weight for layer in self.layers]
+        self.weights = [self.module.get_parameter(layer.parameter) for layer in self.layers]
         self.masks = [torch.ones_like(weight, dtype=torch.bool) for weight in self.weights]
         # Regrowth brings a parameter back with the value that it had when it was zeroed.
         self.dormant = [torch.zeros_like(weight) for weight in self.weights]
+        self.products = [product_of(self.module, layer) for layer in self.layers]
+        """Modules that multiply a layer's rows with their inputs; None for other layers."""
+        self.biases = [None if module is None else module.bias for module in self.products]
+        """Of those modules."""
         names = {layer.parameter for layer in self.layers}
         self.others = {name: p for name, p in self.module.named_parameters() if name not in names}
 

@@ -5,6 +5,7 @@ the weight that each operation reads.
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -59,8 +60,10 @@ def _exported(module: nn.Module, probe: Tensor) -> Program:
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)
     try:
-        exported = torch.export.export(module, (probe,), strict=False,
-                                       dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*_flat_weights", UserWarning)  # of recurrent layers, as lists
+            exported = torch.export.export(module, (probe,), strict=False,
+                                           dynamic_shapes=({0: torch.export.Dim.AUTO},))
         # An empty table makes in-place operations functional and keeps convolutions and linear layers whole.
         exported = exported.run_decompositions({})
     finally:

@@ -94,8 +94,8 @@ def output_grams(given: SaliencyInputs) -> list[Tensor]:
     G groups of R rows as the layer's convolution has them, 1 for others. That of a layer which is never called is
     unknown: the unit matrix.
     """
-    module, layers = given.student.module, given.student.layers
-    called: list[list[Tensor]] = [[] for _ in layers]
+    module = given.student.module
+    called: list[list[Tensor]] = [[] for _ in given.student.layers]
 
     def collect(index: int):
         def hook(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
@@ -103,8 +103,9 @@ def output_grams(given: SaliencyInputs) -> list[Tensor]:
             return output.clone()  # an activation in place would otherwise make it its own result
         return hook
 
-    totals: list[Tensor | None] = [None] * len(layers)
-    hooks = [module.get_submodule(layer.name).register_forward_hook(collect(i)) for i, layer in enumerate(layers)]
+    totals: list[Tensor | None] = [None] * len(called)
+    hooks = [product.register_forward_hook(collect(i)) for i, product in enumerate(given.student.products)
+             if product is not None]
     weights = given.student.weights
     groups = layer_groups(given.student)
     for weight in weights:

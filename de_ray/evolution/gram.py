@@ -14,7 +14,7 @@ PART_BYTES = 2**30
 
 def layer_groups(student: Student) -> list[int]:
     """Groups of channels of each layer; 1 for those that are no convolution."""
-    return [getattr(student.module.get_submodule(layer.name), "groups", 1) for layer in student.layers]
+    return [getattr(module, "groups", 1) for module in student.products]
 
 
 def layer_rows(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ def layer_input(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
 
 
 def independent(size: int, groups: int, device: torch.device) -> Tensor:
-    """float64 [G, size, size]: what stands for a Gram matrix that is unknown, since the layer is never called.
+    """float64 [G, size, size]: what stands for a Gram matrix that is unknown, since no module is called on the inputs.
 
-    Attention reads its output projection's weight without calling that module; other layers are of training alone. All
-    entries are taken to be alike, and independent.
+    Attention reads the weights of its projections by itself, and so do recurrent layers; others are of training alone.
+    All entries are taken to be alike, and independent.
     """
     return torch.eye(size, dtype=torch.float64, device=device).repeat(groups, 1, 1)
 
@@ -69,7 +69,7 @@ def with_constant(rows: Tensor) -> Tensor:
 
 def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = False,
                 only: Sequence[int] | None = None) -> list[Tensor]:
-    """X X^T / (samples times positions) of layers, float64 [G, D, D]; see `independent` for those never called.
+    """X X^T / (samples times positions) of layers, float64 [G, D, D]; see `independent` for those never seen.
 
     Args:
         student: its layers' inputs are collected in its present state.
@@ -92,8 +92,8 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
             counts[index] += rows.shape[1]
         return hook
 
-    hooks = [student.module.get_submodule(student.layers[i].name).register_forward_hook(collect(i), with_kwargs=True)
-             for i in layers]
+    hooks = [module.register_forward_hook(collect(i), with_kwargs=True) for i in layers
+             if (module := student.products[i]) is not None]
     try:
         with torch.no_grad():
             for part in inputs.split(batch):
@@ -104,8 +104,8 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
     groups = layer_groups(student)
     for index in layers:
         if not counts[index]:  # never called, or on nothing
-            weight, module = student.weights[index], student.module.get_submodule(student.layers[index].name)
-            size = weight[0].numel() + (biases and module.bias is not None)
+            weight = student.weights[index]
+            size = weight[0].numel() + (biases and student.biases[index] is not None)
             grams[index], counts[index] = independent(size, groups[index], weight.device), 1
     return [grams[index] / counts[index] for index in layers]
 

@@ -32,16 +32,20 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """A module whose weight may be zeroed: Linear, Conv1d, Conv2d or Conv3d."""
+    """A weight that may be zeroed; see `layers.find_layers` for which may."""
 
     name: str
-    """Module path, as in `named_modules`."""
+    """Path of its module, as in `named_modules`; for weights that are not called `weight`, their own path."""
     shape: tuple[int, ...]
-    """Of its weight: [R, ...], one row an output unit."""
+    """[R, ...]: one row an output unit, and of transposed convolutions an input channel."""
+    key: str | None = None
+    """The weight's state-dict key where it is not the module's `weight`."""
 
     @property
     def parameter(self) -> str:
         """The weight's state-dict key."""
+        if self.key is not None:
+            return self.key
         return f"{self.name}.weight" if self.name else "weight"  # a network that is a layer itself has no name
 
     @property

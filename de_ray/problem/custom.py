@@ -265,14 +265,14 @@ def _folded(teacher: nn.Module, sample: Tensor) -> nn.Module:
 
 
 def _tell_of_dense(teacher: nn.Module, layers: Sequence[Layer]) -> None:
-    """Warn of a large share of parameters that cannot be zeroed: recurrent layers, packed attention, embeddings."""
+    """Warn of a large share of parameters that cannot be zeroed, such as embeddings."""
     zeroable = {layer.parameter for layer in layers}
     others = {name: p.numel() for name, p in teacher.named_parameters() if p.ndim > 1 and name not in zeroable}
     share = sum(others.values()) / sum(p.numel() for p in teacher.parameters())
     if share > DENSE_SHARE:
         largest = ", ".join(sorted(others, key=others.get, reverse=True)[:3])
-        log.warning("%.0f %% of the parameters stay dense and are rounded alone: they are excluded, or in no Linear or "
-                    "Conv1d/2d/3d layer (%s, ...)", 100 * share, largest)
+        log.warning("%.0f %% of the parameters stay dense and are rounded alone: they are excluded, or of embeddings, "
+                    "or no `weight` of a module (%s, ...)", 100 * share, largest)
 
 
 def _outputs(teacher: nn.Module, model: nn.Module, inputs: Tensor, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:

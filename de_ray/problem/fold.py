@@ -14,10 +14,11 @@ from operator import attrgetter
 import torch
 from torch import Tensor, fx, nn
 
+from de_ray.problem.layers import PRODUCTS
+
 log = logging.getLogger(__name__)
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Exact types only, here and below: a subclass may compute something else.
 
 
@@ -88,7 +89,7 @@ def _pairs(model: nn.Module, norms: dict[str, nn.Module], uses: Counter[int]) ->
             continue
         layer = module_of[before]
         module = model.get_submodule(layer)
-        if (type(module) in FOLDABLE and calls[layer] == calls[norm] == 1
+        if (type(module) in PRODUCTS and calls[layer] == calls[norm] == 1
                 and _unshared(module, ("weight", "bias"), uses)
                 and not {id(module.weight), id(module.bias)} & read):
             pairs[norm] = layer

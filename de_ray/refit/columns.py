@@ -10,6 +10,7 @@ from torch import Tensor
 from de_ray.evolution.gram import grams_in_parts
 from de_ray.evolution.obs import damped, settle_columns, upper_factor
 from de_ray.problem.base import Problem
+from de_ray.problem.layers import product_of
 from de_ray.student import Student
 
 
@@ -26,16 +27,16 @@ def refit_columns(problem: Problem, student: Student, inputs: Tensor, damping: f
     found = {}
     for index, gram in grams_in_parts(student, inputs, batch, biases=True):
         layer, weight, mask = student.layers[index], student.weights[index], student.masks[index]
-        theirs, ours = (module.get_submodule(layer.name) for module in (problem.teacher, student.module))
-        rows = theirs.weight.detach().to(weight.device).reshape(len(gram), -1, weight[0].numel())  # [G, R / G, D]
+        theirs = problem.teacher.get_parameter(layer.parameter)
+        rows = theirs.detach().to(weight.device).reshape(len(gram), -1, weight[0].numel())  # [G, R / G, D]
         alive = mask.reshape(rows.shape)
-        if ours.bias is not None:  # the last column to be settled, which makes up for what no weight could
-            bias = theirs.bias.detach().to(weight.device).reshape(*rows.shape[:2], 1)
+        if student.biases[index] is not None:  # the last column, which makes up for what no weight could
+            bias = product_of(problem.teacher, layer).bias.detach().to(weight.device).reshape(*rows.shape[:2], 1)
             rows, alive = torch.cat([rows, bias], -1), torch.cat([alive, torch.ones_like(alive[..., :1])], -1)
         groups = zip(rows.double(), alive, damped(gram, damping), strict=True)
         found[index] = torch.stack([_pruned(*group) for group in groups])
     for index, settled in found.items():  # once all inputs have been seen as they were
-        weight, bias = student.weights[index], student.module.get_submodule(student.layers[index].name).bias
+        weight, bias = student.weights[index], student.biases[index]
         weight.data.copy_(settled[..., :weight[0].numel()].reshape(weight.shape))
         if bias is not None:
             bias.data.copy_(settled[..., -1].flatten())

@@ -9,21 +9,20 @@ from torch import Tensor, nn
 
 from de_ray.evolution.gram import layer_input, layer_rows, with_constant
 from de_ray.problem.base import Problem
+from de_ray.problem.layers import product_of
 from de_ray.student import Student
 
 
-def _collect(problem: Problem, student: Student, name: str, inputs: Tensor,
+def _collect(problem: Problem, student: Student, layer: nn.Module, teacher_layer: nn.Module, inputs: Tensor,
              batch: int) -> tuple[Tensor, Tensor] | None:
-    """Gram matrix of a student layer's inputs and its products with the teacher's outputs.
+    """Gram matrix of a student layer's inputs and its products with the outputs of the teacher's.
 
     Returns:
         float64 [G, D, D] and [G, D, R / G], means over samples and positions; D counts a constant input for the
         bias where the layer has one. None for a layer that is never called, or by one of the two alone.
     """
     seen: dict[str, Tensor] = {}  # clones: later operations of the network may work in place
-    layer = student.module.get_submodule(name)
     device = layer.weight.device
-    teacher_layer = problem.teacher.get_submodule(name)
     hooks = [layer.register_forward_pre_hook(
                  lambda _, args, kwargs: seen.__setitem__("x", layer_input(args, kwargs).clone()), with_kwargs=True),
              teacher_layer.register_forward_hook(lambda _, __, out: seen.__setitem__("y", out.clone()))]
@@ -53,7 +52,7 @@ def _collect(problem: Problem, student: Student, name: str, inputs: Tensor,
 
 
 def refit_rows(problem: Problem, student: Student, inputs: Tensor, damping: float, batch: int) -> None:
-    """Refit every layer's survivors and biases in place.
+    """Refit survivors and biases in place, of every layer whose inputs are seen.
 
     Args:
         problem: gives the teacher, which must be on the student's device.
@@ -63,12 +62,14 @@ def refit_rows(problem: Problem, student: Student, inputs: Tensor, damping: floa
         batch: inputs a pass.
     """
     with torch.no_grad():
-        for layer, weight, mask in zip(student.layers, student.weights, student.masks, strict=True):
-            found = _collect(problem, student, layer.name, inputs, batch)
+        for layer, product, weight, mask, bias in zip(student.layers, student.products, student.weights, student.masks,
+                                                      student.biases, strict=True):
+            if product is None:
+                continue
+            found = _collect(problem, student, product, product_of(problem.teacher, layer), inputs, batch)
             if found is None:
                 continue
             gram, cross = found
-            bias = student.module.get_submodule(layer.name).bias
             rows_a_group = weight.shape[0] // len(gram)
             flat, alive = weight.data.flatten(1), mask.flatten(1)
             for row in range(weight.shape[0]):

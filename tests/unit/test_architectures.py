@@ -74,12 +74,37 @@ class Imported(nn.Module):
         return self.last(torch.relu(self.first(x - self.mean)))
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer with dropout between its layers, whose weights no call of a module shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.last = nn.LSTM(8, 12, 2, batch_first=True, dropout=0.5), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.memory(x)[0][:, -1])
+
+
+class Decoder(nn.Module):
+    """Images smaller and larger again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3, 2, 1), nn.ConvTranspose2d(8, 6, 2, 2)
+        self.last = nn.ConvTranspose2d(6, 2, 3, 1, 1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
 NETWORKS = {
     "tied layers": (TiedLayers, lambda: torch.randn(40, 12)),
     "tied embedding": (TiedEmbedding, lambda: torch.randint(30, (40, 5))),
     "attention": (Attention, lambda: torch.randn(40, 5, 8)),
     "auxiliary": (Auxiliary, lambda: torch.randn(40, 12)),
     "imported": (Imported, lambda: torch.randn(40, 12)),
+    "recurrent": (Recurrent, lambda: torch.randn(40, 5, 8)),
+    "decoder": (Decoder, lambda: torch.randn(40, 1, 8, 8)),
 }
 
 
@@ -111,9 +136,9 @@ def test_buffers_of_a_file_of_a_given_size_are_those_that_were_measured(ratio):
 
 
 @pytest.mark.parametrize("method", ["distill", "least_squares", "obs"])
-@pytest.mark.parametrize("name", ["attention", "auxiliary"])
+@pytest.mark.parametrize("name", ["attention", "auxiliary", "recurrent", "decoder"])
 def test_a_layer_that_is_never_called_is_compressed_by_every_criterion_and_refit(name, method):
-    """Attention reads its output projection's weight without calling that module."""
+    """Attention reads its projections' weights without calling a module, as recurrent layers do."""
     build, inputs = NETWORKS[name]
     torch.manual_seed(0)
     criteria = ["magnitude", "wanda", "fisher", "obs", "kronecker"]

@@ -121,13 +121,53 @@ class Transposed(nn.Module):
         return self.outer(z).transpose(0, 1)
 
 
+class Recurrent(nn.Module):
+    """Weights that one operation reads together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.head = nn.LSTM(6, 8, 2, batch_first=True, dropout=0.5, bidirectional=True), nn.Linear(16, 3)
+        for weight in self.memory.parameters():
+            weight.data *= 4  # or gates hardly move
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.memory(x)[0])).mean(1)
+
+
+class Decoder(nn.Module):
+    """Transposed convolutions, one of them in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 4, 2, 2)
+        self.third, self.last = nn.ConvTranspose2d(4, 4, 3, 1, 1, groups=2), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.third(torch.relu(self.second(torch.relu(self.first(x)))))))
+
+
+class Attentive(nn.Module):
+    """Attention's own projections, packed into one weight and apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.apart = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.packed(x, x, x, need_weights=False)[0]
+        return self.head(self.apart(x, x[..., :6], x[..., 2:], need_weights=False)[0].mean(1))
+
+
 FLOOR = 1e-12
 """Mean squared differences of outputs near 1 that float32 cannot tell from rounding."""
 
 NETWORKS = {
     "branchy": (Branchy, (3, 9, 9)), "shared": (Shared, (3, 8, 8)), "pyramid": (Pyramid, (3, 16, 16)),
     "sequence": (Sequence, (5, 17)), "volume": (Volume, (2, 6, 6, 6)), "regularized": (Regularized, (6,)),
-    "transposed": (Transposed, (4, 6)),
+    "transposed": (Transposed, (4, 6)), "recurrent": (Recurrent, (5, 6)), "decoder": (Decoder, (3, 8, 8)),
+    "attentive": (Attentive, (5, 8)),
     "channels_last": (lambda: Branchy().to(memory_format=torch.channels_last), (3, 9, 9)),
 }
 
@@ -148,9 +188,9 @@ def naive(problem, candidate):
     """Copy the weights, zero, full forward."""
     model = copy.deepcopy(problem.teacher)
     for change in candidate:
-        weight = model.get_submodule(problem.layers[change.layer].name).weight.data.contiguous()
-        weight.view(-1)[torch.from_numpy(change.zero)] = 0
-        model.get_submodule(problem.layers[change.layer].name).weight.data = weight
+        weight = model.get_parameter(problem.layers[change.layer].parameter)
+        weight.data = weight.data.contiguous()
+        weight.data.view(-1)[torch.from_numpy(change.zero)] = 0
     return mean_divergence(problem, model, problem.calibration)
 
 

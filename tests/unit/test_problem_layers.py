@@ -21,6 +21,45 @@ def test_linear_and_convolutional_layers_are_found_in_order_with_their_shapes():
         Layer("5.tail", (1, 7)))
 
 
+class Matrix(nn.Module):
+    """A linear layer of somebody's own, and a table of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.positions = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(9, 4))
+
+
+def test_other_modules_weights_are_found_under_their_own_names():
+    model = nn.ModuleDict({
+        "up": nn.ConvTranspose1d(3, 2, 4), "packed": nn.MultiheadAttention(4, 2),
+        "apart": nn.MultiheadAttention(4, 2, kdim=3, vdim=5, add_bias_kv=True), "cell": nn.GRUCell(2, 3),
+        "lstm": nn.LSTM(2, 3, bidirectional=True, proj_size=1), "own": Matrix()})
+    assert find_layers(model) == (
+        Layer("up", (3, 2, 4)),
+        Layer("packed.in_proj_weight", (12, 4), "packed.in_proj_weight"), Layer("packed.out_proj", (4, 4)),
+        Layer("apart.q_proj_weight", (4, 4), "apart.q_proj_weight"),
+        Layer("apart.k_proj_weight", (4, 3), "apart.k_proj_weight"),
+        Layer("apart.v_proj_weight", (4, 5), "apart.v_proj_weight"), Layer("apart.out_proj", (4, 4)),
+        Layer("cell.weight_ih", (9, 2), "cell.weight_ih"), Layer("cell.weight_hh", (9, 3), "cell.weight_hh"),
+        *(Layer(f"lstm.{name}", shape, f"lstm.{name}") for name, shape in (
+            ("weight_ih_l0", (12, 2)), ("weight_hh_l0", (12, 1)), ("weight_hr_l0", (1, 3)),
+            ("weight_ih_l0_reverse", (12, 2)), ("weight_hh_l0_reverse", (12, 1)), ("weight_hr_l0_reverse", (1, 3)))),
+        Layer("own", (4, 6)))
+    state = model.state_dict()
+    assert all(state[layer.parameter].shape == layer.shape for layer in find_layers(model))
+
+
+def test_a_network_that_is_a_layer_itself_has_a_weight():
+    assert [layer.parameter for layer in find_layers(nn.LSTM(2, 3))] == ["weight_ih_l0", "weight_hh_l0"]
+    assert [layer.parameter for layer in find_layers(nn.Linear(2, 3))] == ["weight"]
+
+
+def test_what_scales_or_is_looked_up_stays_dense():
+    model = nn.Sequential(nn.LayerNorm((4, 5)), nn.RMSNorm((4, 5)), nn.Embedding(5, 6), nn.EmbeddingBag(5, 6),
+                          nn.PReLU(4), nn.GroupNorm(2, 4), nn.BatchNorm1d(4), nn.Linear(5, 5))
+    assert [layer.name for layer in find_layers(model)] == ["7"]
+
+
 def test_globs_include_and_exclude():
     assert [layer.name for layer in find_layers(network(), ["5.*", "1"], ["*.tail"])] == ["1", "5.head"]
 
