@@ -20,7 +20,7 @@ from de_ray.problem.augment import augmentation
 from de_ray.problem.base import Divergence, Layer, Problem
 from de_ray.problem.divergence import make_divergence
 from de_ray.problem.fold import fold_batch_norm
-from de_ray.problem.layers import check_finite, find_layers
+from de_ray.problem.layers import check_finite, find_layers, told_of_recomputed
 from de_ray.problem.outputs import flatten
 from de_ray.problem.sampling import draw_inputs
 from de_ray.problem.teacher import load_checkpoint
@@ -272,7 +272,7 @@ def _tell_of_dense(teacher: nn.Module, layers: Sequence[Layer]) -> None:
     if share > DENSE_SHARE:
         largest = ", ".join(sorted(others, key=others.get, reverse=True)[:3])
         log.warning("%.0f %% of the parameters stay dense and are rounded alone: they are excluded, or of embeddings, "
-                    "or no `weight` of a module (%s, ...)", 100 * share, largest)
+                    "or no `weight` of a module (%s, ...)%s", 100 * share, largest, told_of_recomputed(teacher))
 
 
 def _outputs(teacher: nn.Module, model: nn.Module, inputs: Tensor, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:

@@ -44,8 +44,19 @@ def find_layers(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequ
     if not layers:
         raise ValueError(f"no layer to zero: problem.include={list(include)} and problem.exclude={list(exclude)} leave "
                          f"none of the linear, convolutional, attention and recurrent layers "
-                         f"({', '.join(names) or 'there are none'})")
+                         f"({', '.join(names) or 'there are none'}){told_of_recomputed(model)}")
     return layers
+
+
+def told_of_recomputed(model: nn.Module) -> str:
+    """What to do about weights that weight norm and its like compute from other parameters; empty without them."""
+    names = [name for name, module in model.named_modules() if isinstance(module, PRODUCTS)
+             and "weight" not in module._parameters]
+    if not names:
+        return ""
+    more = ", ..." if len(names) > 1 else ""
+    return (f"; the weight of {names[0]}{more} is computed from other parameters, which "
+            "torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm or prune.remove undo")
 
 
 def check_finite(model: nn.Module) -> None:

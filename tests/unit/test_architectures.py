@@ -150,6 +150,14 @@ def test_a_layer_that_is_never_called_is_compressed_by_every_criterion_and_refit
     assert all(value.isfinite().all() for value in result.student.state_dict().values())
 
 
+def test_recurrent_layers_are_in_training_mode_without_dropout():
+    """cuDNN goes back through them in that mode alone, and outputs have to be those of eval mode."""
+    network, inputs = Recurrent().eval(), torch.randn(6, 5, 8)
+    student = Student(network, find_layers(network))
+    assert [name for name, module in student.module.named_modules() if module.training] == ["memory"]
+    assert torch.equal(student.module(inputs), network(inputs)) and network.memory.dropout == 0.5
+
+
 def test_a_tied_weight_takes_its_bytes_once():
     network = TiedLayers()
     shared = Student(network, find_layers(network)).shared()

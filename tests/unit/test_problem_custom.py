@@ -269,6 +269,10 @@ def test_a_user_is_told_of_parameters_that_no_layer_holds(caplog):
     problem_from_model(words, torch.randint(100, (10, 4)))
     assert "parameters stay dense" in caplog.text and "0.weight" in caplog.text
     caplog.clear()
+    norm = nn.utils.parametrizations.weight_norm
+    problem_from_model(nn.Sequential(norm(nn.Linear(6, 9)), norm(nn.Linear(9, 9)), nn.Linear(9, 3)), INPUTS)
+    assert "the weight of 0, ... is computed from other parameters" in caplog.text
+    caplog.clear()
     problem_from_model(nn.Linear(6, 3), INPUTS)
     assert not caplog.text
 

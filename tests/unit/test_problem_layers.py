@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from de_ray.problem.base import Layer
 from de_ray.problem.layers import find_layers
@@ -92,6 +93,14 @@ def test_a_shared_module_and_a_shared_weight_count_once():
 def test_a_weight_that_is_recomputed_from_others_is_left_out():
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
     assert [layer.name for layer in find_layers(model)] == ["1"]
+
+
+@pytest.mark.parametrize("norm", [
+    nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm,
+    lambda layer: prune.l1_unstructured(layer, "weight", 0.5)])
+def test_a_network_of_recomputed_weights_is_told_what_undoes_them(norm):
+    with pytest.raises(ValueError, match=r"the weight of 0 is computed from .*remove_parametrizations.* prune\.remove"):
+        find_layers(nn.Sequential(norm(nn.Linear(3, 3)), nn.ReLU()))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
