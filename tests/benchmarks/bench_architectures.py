@@ -56,14 +56,16 @@ class Inverted(nn.Module):
 
 
 def residual() -> nn.Module:
+    """Five blocks, from 14 x 14 positions on."""
     blocks = [Residual(16, 16, 1), Residual(16, 32, 2), Residual(32, 32, 1), Residual(32, 64, 2), Residual(64, 64, 1)]
-    return nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), *blocks,
+    return nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), *blocks,
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
 def depthwise() -> nn.Module:
+    """Five blocks, from 14 x 14 positions on."""
     blocks = [Inverted(16, 24, 2), Inverted(24, 24, 1), Inverted(24, 48, 2), Inverted(48, 48, 1), Inverted(48, 64, 1)]
-    return nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(), *blocks,
+    return nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(), *blocks,
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
@@ -94,6 +96,7 @@ class Recurrent(nn.Module):
 
 
 def autoencoder() -> nn.Module:
+    """An image as 16 numbers, and back."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 16, 7),
         nn.ReLU(), nn.ConvTranspose2d(16, 64, 7), nn.ReLU(), nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.ReLU(),
@@ -155,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--images", type=int, default=2048, help="unlabelled images of the training set")
-    parser.add_argument("--epochs", type=int, default=6, help="of the teachers' training")
+    parser.add_argument("--epochs", type=int, default=4, help="of the teachers' training")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--bits", type=int, default=4)
     arguments = parser.parse_args()
