@@ -75,9 +75,9 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     _require_state(problem)
     device = resolve_device(config.device)
     problem.teacher.to(device)
-    _require_gradients(problem, device)
     with threads(config.threads):
         student = Student(problem.teacher, problem.layers, device)
+        _require_gradients(problem, student)
         earlier = None if config.start is None else _earlier(student, config.start)
         with build_pool(problem, _pool_config(config, device.type), student, str(device)) as pool:
             # Not before it is needed: until then actors start while the driver works.
@@ -113,7 +113,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     report |= {**evaluated, "target_bytes": limit, "seconds": clock.seconds, "seed": config.seed,
                "versions": versions()}
     model = codec.fill(decoded.cpu(), state)  # again: a network may count its own passes in a buffer
-    return Result(data, report, student.module, model, _survivors(problem, weights, quantized))
+    return Result(data, report, student.module.eval(), model, _survivors(problem, weights, quantized))
 
 
 def _require_state(problem: Problem) -> None:
@@ -127,13 +127,13 @@ def _require_state(problem: Problem) -> None:
                          "their names in named_parameters")
 
 
-def _require_gradients(problem: Problem, device: torch.device) -> None:
+def _require_gradients(problem: Problem, student: Student) -> None:
     """Raise `ValueError` where outputs are no differentiable function of the layers' weights."""
-    weights = [problem.teacher.get_parameter(layer.parameter) for layer in problem.layers]
+    weights = student.weights
     for weight in weights:
         weight.requires_grad_(True)
     try:
-        output = problem.teacher(problem.calibration[:1].to(device))
+        output = student.module(problem.calibration[:1].to(weights[0].device))
         score = problem.divergence.score(output, torch.Generator().manual_seed(0))
         torch.autograd.grad(score, weights, materialize_grads=True)
     except RuntimeError as error:

@@ -12,6 +12,16 @@ from de_ray.problem.base import Layer
 from de_ray.problem.layers import product_of
 
 
+def make_differentiable(module: nn.Module) -> None:
+    """Put recurrent layers into training mode without dropout, in place: their outputs stay as they are.
+
+    cuDNN goes back through them in that mode alone. Not subclasses, which may do other things in it.
+    """
+    for one in module.modules():
+        if type(one) in (nn.RNN, nn.LSTM, nn.GRU):
+            one.training, one.dropout = True, 0.0
+
+
 class Student:
     """A module whose weights are zero wherever their layer's mask is False.
 
@@ -27,10 +37,8 @@ class Student:
         for parameter in self.module.parameters():  # the above is for convolutions in two and three dimensions alone
             parameter.data = parameter.data.contiguous()
         self.module.eval().requires_grad_(False)
-        for module in self.module.modules():
-            if isinstance(module, nn.RNNBase):  # cuDNN goes back through those in training mode alone
-                module.dropout = 0.0
-                module.train()
+        if torch.device(device).type == "cuda":
+            make_differentiable(self.module)
         self.layers = tuple(layers)
         self.weights = [self.module.get_parameter(layer.parameter) for layer in self.layers]
         self.masks = [torch.ones_like(weight, dtype=torch.bool) for weight in self.weights]

@@ -4,6 +4,8 @@
 the weight that each operation reads.
 """
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable
@@ -60,7 +62,7 @@ def _exported(module: nn.Module, probe: Tensor) -> Program:
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.filterwarnings("ignore", ".*_flat_weights", UserWarning)  # of recurrent layers, as lists
             exported = torch.export.export(module, (probe,), strict=False,
                                            dynamic_shapes=({0: torch.export.Dim.AUTO},))
@@ -86,7 +88,7 @@ def _exported(module: nn.Module, probe: Tensor) -> Program:
                 given.append(node)
     batch = given[0].meta["val"].shape[0]
     if len(given) != 1 or not isinstance(batch, torch.SymInt) or not batch.node.expr.free_symbols:
-        raise CaptureError("it works for one number of samples only")
+        raise CaptureError("it works for one number of samples only; x.shape[0] in place of len(x) may help")
     if any(symbols - batch.node.expr.free_symbols for symbols in map(_symbols, exported.graph.nodes)):
         raise CaptureError("sizes within it depend on values")
     spec = exported.call_spec.out_spec

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from de_ray.evolution.gram import independent, layer_groups
+from de_ray.evolution.gram import layer_groups
 from de_ray.problem.base import Output, Problem
 from de_ray.student import Student
 
@@ -88,11 +88,11 @@ def _gradients(given: SaliencyInputs, scalar: Callable[[Tensor, Output], Tensor]
             weight.requires_grad_(False)
 
 
-def output_grams(given: SaliencyInputs) -> list[Tensor]:
+def output_grams(given: SaliencyInputs) -> list[Tensor | None]:
     """E[g g^T] of the score's gradients g at each layer's outputs, summed over positions: float64 [G, R / G, R / G].
 
-    G groups of R rows as the layer's convolution has them, 1 for others. That of a layer which is never called is
-    unknown: the unit matrix.
+    G groups of R rows as the layer's convolution has them, 1 for others. None for layers without a module that is
+    called; see `gram.layer_grams`.
     """
     module = given.student.module
     called: list[list[Tensor]] = [[] for _ in given.student.layers]
@@ -128,9 +128,7 @@ def output_grams(given: SaliencyInputs) -> list[Tensor]:
             hook.remove()
         for weight in weights:
             weight.requires_grad_(False)
-    return [total / len(given.inputs) if total is not None else
-            independent(len(weight) // count, count, weight.device)
-            for total, weight, count in zip(totals, weights, groups, strict=True)]
+    return [None if total is None else total / len(given.inputs) for total in totals]
 
 
 def _by_rows(gradient: Tensor, weight: Tensor, groups: int) -> Tensor:

@@ -53,23 +53,17 @@ def layer_input(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
     return args[0] if args else kwargs["input"]
 
 
-def independent(size: int, groups: int, device: torch.device) -> Tensor:
-    """float64 [G, size, size]: what stands for a Gram matrix that is unknown, since no module is called on the inputs.
-
-    Attention reads the weights of its projections by itself, and so do recurrent layers; others are of training alone.
-    All entries are taken to be alike, and independent.
-    """
-    return torch.eye(size, dtype=torch.float64, device=device).repeat(groups, 1, 1)
-
-
 def with_constant(rows: Tensor) -> Tensor:
     """Vectors [G, P, D] with a 1 at their end, which a bias is multiplied with."""
     return torch.cat([rows, torch.ones_like(rows[..., :1])], -1)
 
 
 def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = False,
-                only: Sequence[int] | None = None) -> list[Tensor]:
-    """X X^T / (samples times positions) of layers, float64 [G, D, D]; see `independent` for those never seen.
+                only: Sequence[int] | None = None) -> list[Tensor | None]:
+    """X X^T / (samples times positions) of layers, float64 [G, D, D]; None where no module is called on the inputs.
+
+    Attention reads the weights of its projections by itself, and so do recurrent layers; others are of training alone.
+    Their inputs are taken to be alike, and independent: what a multiple of the unit matrix would say is said without.
 
     Args:
         student: its layers' inputs are collected in its present state.
@@ -101,22 +95,16 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
     finally:
         for hook in hooks:
             hook.remove()
-    groups = layer_groups(student)
-    for index in layers:
-        if not counts[index]:  # never called, or on nothing
-            weight = student.weights[index]
-            size = weight[0].numel() + (biases and student.biases[index] is not None)
-            grams[index], counts[index] = independent(size, groups[index], weight.device), 1
-    return [grams[index] / counts[index] for index in layers]
+    return [grams[index] / counts[index] if counts[index] else None for index in layers]
 
 
 def grams_in_parts(student: Student, inputs: Tensor, batch: int, biases: bool = False,
-                   only: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor]]:
+                   only: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor | None]]:
     """Layers' indices and Gram matrices, in as many passes over the inputs as keep `PART_BYTES`; see `layer_grams`."""
     part: list[int] = []
     held, groups = 0, layer_groups(student)
     for index in range(len(student.layers)) if only is None else only:
-        size = 8 * groups[index] * student.weights[index][0].numel() ** 2
+        size = 8 * groups[index] * student.weights[index][0].numel() ** 2 if student.products[index] is not None else 0
         if part and held + size > PART_BYTES:
             yield from zip(part, layer_grams(student, inputs, batch, biases, part), strict=True)
             part, held = [], 0

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from de_ray.evolution.candidate import Candidate
 from de_ray.evolution.curvature import SaliencyInputs, fisher_diagonal, output_grams, remembered
-from de_ray.evolution.gram import layer_grams
-from de_ray.evolution.obs import damped
+from de_ray.evolution.gram import layer_grams, layer_groups
+from de_ray.evolution.obs import DAMPING, damped
 
 RANK = 32
 """Eigenvectors that are kept of each factor."""
@@ -37,6 +37,11 @@ class Factor:
     """float32 [D, r], eigenvectors times the roots of their eigenvalues."""
     rest: np.ndarray
     """float32 [D], >= 0."""
+
+
+def unit_factor(size: int) -> Factor:
+    """The unit matrix [size, size]."""
+    return Factor(np.zeros((size, 0), np.float32), np.ones(size, np.float32))
 
 
 def factor(matrix: Tensor) -> Factor:
@@ -67,8 +72,11 @@ class KroneckerSurrogate:
         self._values = [(weight * of.diagonal.sqrt()).flatten().cpu().numpy()
                         for weight, of in zip(weights, curvature, strict=True)]
         self._widths = [weight[0].numel() for weight in weights]
-        self._groups = [[_Group(factor(a), factor(b)) for a, b in zip(of.inputs, of.outputs, strict=True)]
-                        for of in curvature]
+        self._groups = [[_Group(*factors) for factors in
+                         zip(_factors(of.inputs, groups, width), _factors(of.outputs, groups, len(weight) // groups),
+                             strict=True)]
+                        for of, groups, width, weight in
+                        zip(curvature, layer_groups(given.student), self._widths, weights, strict=True)]
 
     def __call__(self, candidates: Sequence[Candidate]) -> np.ndarray:
         """Estimated rises of the mean divergence, float64 [K]; layers' costs are summed."""
@@ -88,6 +96,11 @@ class KroneckerSurrogate:
             inside = slice(None) if len(groups) == 1 else rows // height == number
             total += _cost(group, rows[inside] - number * height, columns[inside], changes[inside])
         return total / 2
+
+
+def _factors(correlations: Tensor | None, groups: int, size: int) -> list[Factor]:
+    """Factors of a layer's groups; of nothing known, unit matrices."""
+    return [unit_factor(size)] * groups if correlations is None else [factor(one) for one in correlations]
 
 
 def _cost(group: _Group, rows: np.ndarray, columns: np.ndarray, changes: np.ndarray) -> float:
@@ -120,10 +133,10 @@ class _Curvature:
 
     diagonal: Tensor
     """float32, of the weight's shape."""
-    inputs: Tensor
-    """float64 [G, D, D]."""
-    outputs: Tensor
-    """float64 [G, R / G, R / G]."""
+    inputs: Tensor | None
+    """float64 [G, D, D]; None: nothing goes with anything."""
+    outputs: Tensor | None
+    """float64 [G, R / G, R / G]; the same."""
 
 
 def _curvature(given: SaliencyInputs) -> list[_Curvature]:
@@ -131,8 +144,8 @@ def _curvature(given: SaliencyInputs) -> list[_Curvature]:
         inputs = layer_grams(given.student, given.inputs, given.batch)
     with torch.enable_grad():
         outputs, diagonals = output_grams(given), fisher_diagonal(given)
-    return [_Curvature(diagonal, _correlation(a), _correlation(b))
-            for diagonal, a, b in zip(diagonals, inputs, outputs, strict=True)]
+    return [_Curvature(diagonal, *(None if gram is None else _correlation(gram) for gram in pair))
+            for diagonal, *pair in zip(diagonals, inputs, outputs, strict=True)]
 
 
 def _correlation(gram: Tensor) -> Tensor:
@@ -146,9 +159,17 @@ def _correlation(gram: Tensor) -> Tensor:
 def inverse_diagonal(given: SaliencyInputs) -> list[Tensor]:
     """The diagonal of the inverse of each layer's damped curvature, float32 of the weight's shape; > 0."""
     found = []
-    for of in _curvature(given):
-        inputs, outputs = (torch.linalg.inv(damped(factor)).diagonal(dim1=-2, dim2=-1) for factor in
-                           (of.inputs, of.outputs))
-        inverse = (outputs[:, :, None] * inputs[:, None, :]).reshape(of.diagonal.shape)
+    for of, groups in zip(_curvature(given), layer_groups(given.student), strict=True):
+        diagonal = of.diagonal
+        inputs = _inverse(of.inputs, groups, diagonal[0].numel(), diagonal.device)
+        outputs = _inverse(of.outputs, groups, len(diagonal) // groups, diagonal.device)
+        inverse = (outputs[:, :, None] * inputs[:, None, :]).reshape(diagonal.shape)
         found.append((inverse / of.diagonal.double().clamp_min(TINY)).clamp_max(HUGE).float())
     return found
+
+
+def _inverse(correlations: Tensor | None, groups: int, size: int, device: torch.device) -> Tensor:
+    """The diagonal of damped correlations' inverse, float64 [G, size]."""
+    if correlations is None:
+        return torch.full((groups, size), 1 / (1 + DAMPING), dtype=torch.float64, device=device)
+    return torch.linalg.inv(damped(correlations)).diagonal(dim1=-2, dim2=-1)

@@ -48,6 +48,9 @@ def _wanda(given: SaliencyInputs) -> list[Tensor]:
     grams = layer_grams(given.student, given.inputs, given.batch)
     scores = []
     for weight, gram in zip(remembered(given.student), grams, strict=True):
+        if gram is None:
+            scores.append(weight.abs())
+            continue
         norms = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().float()  # [G, D], G groups
         rows = weight.reshape(len(norms), -1, norms.shape[-1])  # [G, R / G, D]
         scores.append((rows.abs() * norms.unsqueeze(1)).reshape(weight.shape))
@@ -63,8 +66,12 @@ def _obs(given: SaliencyInputs) -> list[Tensor]:
     grams = layer_grams(given.student, given.inputs, given.batch)
     scores = []
     for weight, mask, gram in zip(remembered(given.student), given.student.masks, grams, strict=True):
+        if gram is None:  # nothing makes up for anything
+            squares = weight.double().square()
+            scores.append((squares / (2 * squares.sum().clamp_min(TINY))).float())
+            continue
         rows = weight.reshape(len(gram), -1, gram.shape[-1]).double()  # [G, R / G, D]
-        energy = torch.einsum("grd,gde,gre->", rows, gram, rows).clamp_min(1e-30)
+        energy = torch.einsum("grd,gde,gre->", rows, gram, rows).clamp_min(TINY)
         losses = [removal_losses(*group, given.reach) for group in
                   zip(rows, mask.reshape(rows.shape), damped(gram), strict=True)]
         scores.append((torch.stack(losses) / energy).float().reshape(weight.shape))

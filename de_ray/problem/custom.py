@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ def problem_from_model(
     _probe(teacher, drawn[:PROBE], distance)
     teacher = _folded(teacher, drawn[:PROBE])
     measure = _agreement if divergence == "kl" else _relative_error
-    layers = find_layers(teacher, include, exclude)
+    layers = find_layers(teacher, include, exclude, drawn[:PROBE])
     _tell_of_dense(teacher, layers)
     return Problem(
         name=name,
@@ -181,8 +182,9 @@ def _copied(model: nn.Module) -> nn.Module:
     """A copy, in which parameters that share their storage are one.
 
     Raises:
-        ValueError: it cannot be copied.
+        ValueError: it cannot be copied, or has parameters that share a part of their memory, or all in another order.
     """
+    _require_apart(model)
     try:
         copies: dict[int, nn.Parameter] = {}  # deepcopy's memo, by identity
         places: dict[tuple, int] = {}
@@ -191,13 +193,30 @@ def _copied(model: nn.Module) -> nn.Module:
             place = parameter.data_ptr(), parameter.dtype, parameter.shape, parameter.stride()
             first = places.setdefault(place, id(parameter)) if parameter.numel() else id(parameter)
             copies[id(parameter)] = copies[first] if first in copies else copy.deepcopy(parameter)
-        return copy.deepcopy(model, copies)
+        copied = copy.deepcopy(model, copies)
     except (RuntimeError, TypeError) as error:
         reason, hint = str(error).splitlines()[0], "expected a module that copy.deepcopy copies"
         if "graph leaves" in reason:
             hint = ("expected parameters that are no function of others; torch.nn.utils.remove_weight_norm and its "
                     "like undo what made them so")
         raise ValueError(f"model={type(model).__name__} cannot be copied: {hint} ({reason})") from error
+    for module in copied.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            # Nested tensors, of padded inputs without gradients, are no outputs that refit could come to.
+            module.use_nested_tensor = False
+    return copied
+
+
+def _require_apart(model: nn.Module) -> None:
+    """Raise `ValueError` for parameters that are views of one memory without being the same: copies would part them."""
+    spans = sorted((p.data_ptr(), p.data_ptr() + p.element_size() * (1 + sum(
+        (length - 1) * stride for length, stride in zip(p.shape, p.stride(), strict=True))), tuple(p.stride()), name)
+        for name, p in model.named_parameters() if p.numel() and p.data_ptr())
+    for (start, end, strides, name), (after, last, others, other) in pairwise(spans):
+        if after < end and (start, end, strides) != (after, last, others):
+            raise ValueError(f"the model's {' and '.join(sorted((name, other)))} are views of one memory: expected "
+                             "parameters that are the same, `a.weight = b.weight`, or have values of their own, "
+                             "`a.weight.data.clone()`")
 
 
 @torch.no_grad()
@@ -226,7 +245,7 @@ def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
         if not tensor.isfinite().all():
             raise ValueError(f"the model's output for calibration {described} holds NaN or infinite values")
     with torch.inference_mode():  # in which candidates are evaluated
-        alone, repeated = _passed(teacher, sample[:1]), _passed(teacher, sample)
+        repeated, alone = _passed(teacher, sample), _passed(teacher, sample[:1])
     for tensor in alone:
         if tensor.ndim == 0 or len(tensor) != 1:
             raise ValueError(f"the model turns one input {list(sample[:1].shape)} into {list(tensor.shape)}: expected "
@@ -234,7 +253,8 @@ def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
     for tensor, again in zip(tensors, repeated, strict=True):
         if float((tensor - again).abs().max()) > FOLD_TOLERANCE * float(tensor.abs().max()):
             raise ValueError("the model's outputs for the same inputs differ from pass to pass: expected one function; "
-                             "what draws numbers must not do so in eval mode, F.dropout(x, training=self.training) say")
+                             "what draws numbers must not do so in eval mode, F.dropout(x, training=self.training) "
+                             "say, and no state may be carried from one pass to the next")
     divergence(output, output)  # raises where this divergence is not defined on such outputs
 
 

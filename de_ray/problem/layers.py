@@ -1,40 +1,47 @@
 """Which weights of a network may be zeroed."""
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from de_ray.problem.base import Layer
+from de_ray.problem.reads import Reads, parameter_reads
 
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Modules whose rows are multiplied with what they are called with."""
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
-"""Modules whose rows are looked up. They stay dense: some inputs do not show what rows are worth that others need."""
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-"""Modules whose `weight` scales by element, in as many dimensions as the inputs have."""
-PACKED = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-"""Attention's own parameters; its output projection is a Linear."""
+"""Modules whose rows are looked up. They stay dense, as do others' parameters in which rows are: calibration inputs do
+not show what rows are worth that other inputs need."""
+_PACKED = re.compile(r"(in|q|k|v)_proj_weight")  # attention's own parameters; its output projection is a Linear
+_STATE = re.compile(r"weight_(ih|hh|hr)(_l\d+(_reverse)?)?")
+_LEFT = re.compile(r"weight\w*_(g|orig)")  # by weight norm, spectral norm and pruning as they were before parametrize
 
 
-def find_layers(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> tuple[Layer, ...]:
+def find_layers(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = (),
+                sample: Tensor | None = None) -> tuple[Layer, ...]:
     """The layers that `include` and not `exclude` name, in the order of `named_modules`.
 
-    Candidates are the weights of Linear, convolutions and transposed convolutions of one to three dimensions, the
-    projections of MultiheadAttention, the matrices of RNN, LSTM, GRU and their cells, and the parameter `weight` of
-    other modules where it is a matrix or more; subclasses too. Not those of normalizations and embeddings, nor what is
-    tied to one, nor what is recomputed from others (weight norm). A module, or a weight, that is used in several
-    places counts once, under its first name.
+    Candidates are the weights of Linear, Bilinear, convolutions and transposed convolutions of one to three dimensions,
+    the projections of MultiheadAttention and the matrices of RNN, LSTM, GRU and their cells; subclasses too. With a
+    sample, other modules' parameters as well, where the network multiplies its values with them. Not those in which
+    rows are looked up, nor what is tied to such a one, nor what is recomputed from others (weight norm). A module, or a
+    weight, that is used in several places counts once, under its first name.
 
     Args:
         model: the network.
         include, exclude: globs of `Layer.name`; each must match a candidate.
+        sample: [N, ...] inputs that the network accepts, on the CPU with it.
 
     Raises:
         ValueError: for a pattern that matches nothing, when no layer is left, and for weights that are not finite.
     """
     check_finite(model)
-    candidates = _candidates(model)
+    candidates = _candidates(model, None if sample is None else parameter_reads(model, sample))
     names = [layer.name for layer in candidates]
     for key, patterns in (("problem.include", include), ("problem.exclude", exclude)):
         for pattern in patterns:
@@ -50,8 +57,8 @@ def find_layers(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequ
 
 def told_of_recomputed(model: nn.Module) -> str:
     """What to do about weights that weight norm and its like compute from other parameters; empty without them."""
-    names = [name for name, module in model.named_modules() if isinstance(module, PRODUCTS)
-             and "weight" not in module._parameters]
+    names = [name for name, module in model.named_modules()
+             if parametrize.is_parametrized(module) or any(map(_LEFT.fullmatch, module._parameters))]
     if not names:
         return ""
     more = ", ..." if len(names) > 1 else ""
@@ -80,30 +87,41 @@ def product_of(model: nn.Module, layer: Layer) -> nn.Module | None:
     The latter are attention, recurrent and transposed layers: nothing is known of their rows' inputs.
     """
     module = model.get_submodule(layer.name) if layer.key is None else None
-    return module if isinstance(module, PRODUCTS) else None
+    if isinstance(module, nn.Linear):
+        shape = (module.out_features, module.in_features)
+    elif isinstance(module, PRODUCTS):
+        shape = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+    else:
+        return None
+    return module if layer.shape == shape else None  # a subclass may have as many weights as it likes
 
 
-def _candidates(model: nn.Module) -> list[Layer]:
-    refused = {id(parameter) for module in model.modules() for name, parameter in module._parameters.items()
-               if parameter is None or not parameter.numel() or not _may_be_zeroed(module, name)}
-    found = []
+def _candidates(model: nn.Module, reads: Reads | None) -> list[Layer]:
+    looked_up = {id(parameter) for module in model.modules() if isinstance(module, LOOKUPS)
+                 for parameter in module._parameters.values()}
+    found, seen = [], set()
     for path, module in model.named_modules():
         for name, weight in module._parameters.items():
-            if id(weight) in refused:
+            if weight is None or id(weight) in seen or not weight.numel() or not weight.is_floating_point():
                 continue
-            refused.add(id(weight))  # the next time that it is met
-            key = None if name == "weight" else f"{path}.{name}" if path else name
-            found.append(Layer(path if key is None else key, tuple(weight.shape), key))
+            if id(weight) in looked_up or reads is not None and reads.looks_up(weight):
+                continue
+            if _is_weight(module, name) or reads is not None and _is_matrix(module, weight) and reads.multiplies(weight):
+                seen.add(id(weight))
+                key = None if name == "weight" else f"{path}.{name}" if path else name
+                found.append(Layer(path if key is None else key, tuple(weight.shape), key))
     return found
 
 
-def _may_be_zeroed(module: nn.Module, name: str) -> bool:
-    """Whether a parameter of a module's own is a candidate."""
+def _is_weight(module: nn.Module, name: str) -> bool:
+    """Whether a parameter is what modules of PyTorch's multiply with."""
     if isinstance(module, nn.MultiheadAttention):
-        return name in PACKED
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        return name.startswith("weight_")
-    if name != "weight" or isinstance(module, (*LOOKUPS, *NORMS)):
-        return False
-    shape = module._parameters[name].shape
-    return isinstance(module, PRODUCTS) or sum(length > 1 for length in shape) > 1
+        return _PACKED.fullmatch(name) is not None
+    if isinstance(module, RECURRENT):
+        return _STATE.fullmatch(name) is not None
+    return name == "weight" and isinstance(module, (*PRODUCTS, *TRANSPOSED, nn.Bilinear))
+
+
+def _is_matrix(module: nn.Module, parameter: Tensor) -> bool:
+    """Whether a parameter of another module is a matrix or more, and no other parameter is computed from it."""
+    return sum(length > 1 for length in parameter.shape) > 1 and not isinstance(module, parametrize.ParametrizationList)

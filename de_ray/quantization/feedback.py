@@ -29,6 +29,8 @@ def feed_back(student: Student, choices: Sequence[LevelChoice], inputs: Tensor, 
     moved = {}
     by_layer = {choice.layer: choice for choice in choices}
     for index, gram in grams_in_parts(student, inputs, batch, only=sorted(by_layer)):
+        if gram is None:
+            continue  # none makes up for another: the nearest level will do
         weight, choice = student.weights[index], by_layer[index]
         rows = weight.detach().reshape(len(gram), -1, gram.shape[-1]).double()  # [G, R / G, D]
         scales = choice.scales if choice.row_exponents is not None else np.ones(len(weight), np.float32)

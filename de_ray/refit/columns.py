@@ -27,19 +27,23 @@ def refit_columns(problem: Problem, student: Student, inputs: Tensor, damping: f
     found = {}
     for index, gram in grams_in_parts(student, inputs, batch, biases=True):
         layer, weight, mask = student.layers[index], student.weights[index], student.masks[index]
-        theirs = problem.teacher.get_parameter(layer.parameter)
-        rows = theirs.detach().to(weight.device).reshape(len(gram), -1, weight[0].numel())  # [G, R / G, D]
+        theirs = problem.teacher.get_parameter(layer.parameter).detach().to(weight.device)
+        bias = None if student.biases[index] is None else product_of(problem.teacher, layer).bias.detach()
+        if gram is None:  # nothing makes up for anything
+            found[index] = theirs * mask, bias
+            continue
+        rows = theirs.reshape(len(gram), -1, weight[0].numel())  # [G, R / G, D]
         alive = mask.reshape(rows.shape)
-        if student.biases[index] is not None:  # the last column, which makes up for what no weight could
-            bias = product_of(problem.teacher, layer).bias.detach().to(weight.device).reshape(*rows.shape[:2], 1)
-            rows, alive = torch.cat([rows, bias], -1), torch.cat([alive, torch.ones_like(alive[..., :1])], -1)
+        if bias is not None:  # the last column to be settled, which makes up for what no weight could
+            rows = torch.cat([rows, bias.to(weight.device).reshape(*rows.shape[:2], 1)], -1)
+            alive = torch.cat([alive, torch.ones_like(alive[..., :1])], -1)
         groups = zip(rows.double(), alive, damped(gram, damping), strict=True)
-        found[index] = torch.stack([_pruned(*group) for group in groups])
-    for index, settled in found.items():  # once all inputs have been seen as they were
-        weight, bias = student.weights[index], student.biases[index]
-        weight.data.copy_(settled[..., :weight[0].numel()].reshape(weight.shape))
-        if bias is not None:
-            bias.data.copy_(settled[..., -1].flatten())
+        settled = torch.stack([_pruned(*group) for group in groups])
+        found[index] = settled[..., :weight[0].numel()].reshape(weight.shape), settled[..., -1].flatten()
+    for index, (weight, bias) in found.items():  # once all inputs have been seen as they were
+        student.weights[index].data.copy_(weight)
+        if student.biases[index] is not None:
+            student.biases[index].data.copy_(bias)
 
 
 def _pruned(rows: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:

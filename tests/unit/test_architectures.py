@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import de_ray
 from de_ray import codec
@@ -10,7 +11,7 @@ from de_ray.config import EvolutionConfig, PoolConfig, QuantizationConfig, Refit
 from de_ray.evaluation.capture import capture
 from de_ray.evaluation.suffix import Suffix
 from de_ray.problem.layers import find_layers
-from de_ray.student import Student
+from de_ray.student import Student, make_differentiable
 
 
 class TiedLayers(nn.Module):
@@ -150,12 +151,19 @@ def test_a_layer_that_is_never_called_is_compressed_by_every_criterion_and_refit
     assert all(value.isfinite().all() for value in result.student.state_dict().values())
 
 
-def test_recurrent_layers_are_in_training_mode_without_dropout():
-    """cuDNN goes back through them in that mode alone, and outputs have to be those of eval mode."""
-    network, inputs = Recurrent().eval(), torch.randn(6, 5, 8)
-    student = Student(network, find_layers(network))
-    assert [name for name, module in student.module.named_modules() if module.training] == ["memory"]
-    assert torch.equal(student.module(inputs), network(inputs)) and network.memory.dropout == 0.5
+class Variational(nn.LSTM):
+    """Dropout of somebody's own."""
+
+    def forward(self, x: Tensor) -> tuple:
+        return super().forward(functional.dropout(x, 0.5, self.training))
+
+
+def test_recurrent_layers_that_cudnn_goes_back_through_give_what_they_gave():
+    network, inputs = nn.ModuleDict({"plain": Recurrent(), "own": Variational(8, 4)}).eval(), torch.randn(6, 5, 8)
+    before = network["plain"](inputs), network["own"](inputs)[0]
+    make_differentiable(network)
+    assert [name for name, module in network.named_modules() if module.training] == ["plain.memory"]
+    assert torch.equal(network["plain"](inputs), before[0]) and torch.equal(network["own"](inputs)[0], before[1])
 
 
 def test_a_tied_weight_takes_its_bytes_once():

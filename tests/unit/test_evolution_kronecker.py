@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from de_ray.evolution.candidate import ZeroingSet
-from de_ray.evolution.curvature import SaliencyInputs, output_grams
-from de_ray.evolution.kronecker import RANK, KroneckerSurrogate, factor
+from de_ray.evolution.curvature import SaliencyInputs, fisher_diagonal, output_grams
+from de_ray.evolution.gram import layer_grams
+from de_ray.evolution.kronecker import RANK, KroneckerSurrogate, factor, inverse_diagonal
+from de_ray.evolution.obs import DAMPING
 from de_ray.problem.custom import problem_from_model
 from de_ray.student import Student
 from tests.networks import branchy_problem
@@ -109,7 +111,16 @@ class Borrowed(nn.Module):
         return nn.functional.linear(x, self.layer.weight)
 
 
-def test_grams_of_a_network_that_calls_no_layer_are_unit_matrices():
+def test_a_layer_that_is_never_called_costs_what_its_weights_cost_one_by_one():
     torch.manual_seed(0)
-    problem = problem_from_model(Borrowed(), torch.randn(16, 6), divergence="mse")
-    assert torch.equal(output_grams(given(problem))[0], torch.eye(4, dtype=torch.float64)[None])
+    problem = problem_from_model(Borrowed(), torch.randn(4000, 6), divergence="mse")
+    inputs, zero, none = given(problem, batch=8), np.arange(5, 17), np.zeros(0, np.int64)
+    assert output_grams(inputs) == layer_grams(inputs.student, inputs.inputs, 8) == [None]
+    surrogate = KroneckerSurrogate(inputs)
+    one_by_one = sum(surrogate.cost(0, zero[i:i + 1], none) for i in range(len(zero)))
+    assert surrogate.cost(0, zero, none) == pytest.approx(one_by_one, rel=1e-5)
+    by_diagonal = fisher_diagonal(inputs)[0] * inputs.student.weights[0].square() / 2
+    assert one_by_one == pytest.approx(float(by_diagonal.flatten()[zero].sum()), rel=0.15)
+    # Both factors are damped as correlations of other layers are.
+    inverse = inverse_diagonal(inputs)[0] * fisher_diagonal(inputs)[0]
+    assert inverse.numpy() == pytest.approx(np.full((4, 6), 1 / (1 + DAMPING) ** 2), rel=0.3)

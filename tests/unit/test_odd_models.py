@@ -10,14 +10,17 @@ from torch.utils.checkpoint import checkpoint
 import de_ray
 from de_ray import codec
 from de_ray.__main__ import main
-from de_ray.config import EvolutionConfig, QuantizationConfig, RefitConfig
+from de_ray.config import CRITERIA, EvolutionConfig, QuantizationConfig, RefitConfig
+from de_ray.problem.custom import problem_from_model
+from de_ray.student import Student
 
 INPUTS = torch.randn(48, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randint(50, (48, 6), generator=torch.Generator().manual_seed(0))
 
 
-def compress_quickly(model, inputs=INPUTS, refit=None, **arguments):
-    return de_ray.compress(model, inputs, evolution=EvolutionConfig(cycles=2, population=4, generations=1),
+def compress_quickly(model, inputs=INPUTS, refit=None, evolution=None, **arguments):
+    return de_ray.compress(model, inputs,
+                           evolution=evolution or EvolutionConfig(cycles=2, population=4, generations=1),
                            refit=refit or RefitConfig(steps=2, final_steps=2),
                            quantization=QuantizationConfig(refit_steps=2), divergence="mse", **arguments)
 
@@ -90,6 +93,67 @@ class Headless(Layers):
 
     def forward(self, x):
         return super().forward(x), self.none(x)
+
+
+class Padded(nn.Module):
+    """A transformer's layers on sequences of several lengths; the default of nested tensors stands."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(50, 16), nn.Linear(16, 3)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True), 2)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.embedding(x), src_key_padding_mask=x < 8))
+
+
+class Ensemble(nn.Linear):
+    """Three linear layers under one name."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(3, outputs, inputs) / 4)
+
+    def forward(self, x):
+        return torch.einsum("nd,erd->ner", x, self.weight).mean(1) + self.bias
+
+
+class Pairs(nn.Module):
+    """A layer whose rows have tens of thousands of weights, of whose inputs nothing is known."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 160), nn.Bilinear(160, 160, 2)
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        return self.second(hidden, hidden)
+
+
+ALL = EvolutionConfig(cycles=2, population=8, generations=1, surrogate="kronecker", criteria=list(CRITERIA))
+
+
+@pytest.mark.parametrize("refit", ["distill", "obs", "least_squares"])
+@pytest.mark.parametrize(("model", "inputs"), [(Padded, TOKENS), (lambda: Ensemble(8, 6), INPUTS), (Pairs, INPUTS)])
+def test_layers_whose_inputs_nobody_sees_take_every_criterion_and_refit(model, inputs, refit):
+    result = compress_quickly(model(), inputs, bits=2, evolution=ALL,
+                              refit=RefitConfig(method=refit, steps=2, final_steps=2))
+    held = codec.decode(result.data)
+    assert all(torch.equal(value, held[name]) for name, value in result.model.state_dict().items())
+
+
+def test_padding_is_no_target_that_a_student_cannot_come_to():
+    """Without gradients PyTorch gives zeros there, with them it does not."""
+    problem = problem_from_model(Padded(), TOKENS, divergence="mse")
+    with torch.no_grad():
+        expected = problem.teacher(TOKENS)
+    student = Student(problem.teacher, problem.layers)
+    for weight in student.weights:
+        weight.requires_grad_(True)
+    assert (TOKENS < 8).any() and torch.allclose(student.module(TOKENS), expected, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -166,6 +230,24 @@ class Squeezed(Layers):
         return super().forward(x)[:, :1].squeeze()
 
 
+class Stateful(Layers):
+    def forward(self, x):
+        state = getattr(self, "state", None)
+        hidden = self.a(x).tanh()
+        self.state = hidden if state is None or len(state) != len(x) else hidden + 0.5 * state
+        return self.b(self.state)
+
+
+class Turned(Layers):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Linear(16, 8, bias=False)
+        self.c.weight = nn.Parameter(self.a.weight.data.t())
+
+    def forward(self, x):
+        return super().forward(self.c(self.b.weight.new_ones(len(x), 16)) + x)
+
+
 class Locked(Layers):
     def __init__(self):
         super().__init__()
@@ -178,6 +260,7 @@ class Locked(Layers):
     (lambda: Checkpointed(True), "use_reentrant=False"), (Force, "in torch.inference_mode"),
     (Partial, r"state dict lacks a\.weight, a\.bias"), (Extra, "_extra_state is a dict: expected a tensor"),
     (lambda: torch.compile(Layers()), "the module within, `model._orig_mod`"),
+    (Stateful, "no state may be carried"), (Turned, r"a\.weight and c\.weight are views of one memory"),
     (Squeezed, r"one input \[1, 8\] into \[\]"), (Locked, r"expected a module that copy\.deepcopy copies"),
     (lambda: nn.Sequential(nn.Linear(8, 0), nn.Linear(0, 4)), "no layer to zero"),
 ])

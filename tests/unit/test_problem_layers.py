@@ -1,10 +1,13 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import prune
 
 from de_ray.problem.base import Layer
-from de_ray.problem.layers import find_layers
+from de_ray.problem.layers import find_layers, product_of
 
 
 class Wide(nn.Linear):
@@ -22,19 +25,11 @@ def test_linear_and_convolutional_layers_are_found_in_order_with_their_shapes():
         Layer("5.tail", (1, 7)))
 
 
-class Matrix(nn.Module):
-    """A linear layer of somebody's own, and a table of positions."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight, self.positions = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(9, 4))
-
-
 def test_other_modules_weights_are_found_under_their_own_names():
     model = nn.ModuleDict({
         "up": nn.ConvTranspose1d(3, 2, 4), "packed": nn.MultiheadAttention(4, 2),
         "apart": nn.MultiheadAttention(4, 2, kdim=3, vdim=5, add_bias_kv=True), "cell": nn.GRUCell(2, 3),
-        "lstm": nn.LSTM(2, 3, bidirectional=True, proj_size=1), "own": Matrix()})
+        "lstm": nn.LSTM(2, 3, bidirectional=True, proj_size=1), "pairs": nn.Bilinear(2, 3, 4)})
     assert find_layers(model) == (
         Layer("up", (3, 2, 4)),
         Layer("packed.in_proj_weight", (12, 4), "packed.in_proj_weight"), Layer("packed.out_proj", (4, 4)),
@@ -45,7 +40,7 @@ def test_other_modules_weights_are_found_under_their_own_names():
         *(Layer(f"lstm.{name}", shape, f"lstm.{name}") for name, shape in (
             ("weight_ih_l0", (12, 2)), ("weight_hh_l0", (12, 1)), ("weight_hr_l0", (1, 3)),
             ("weight_ih_l0_reverse", (12, 2)), ("weight_hh_l0_reverse", (12, 1)), ("weight_hr_l0_reverse", (1, 3)))),
-        Layer("own", (4, 6)))
+        Layer("pairs", (4, 2, 3)))
     state = model.state_dict()
     assert all(state[layer.parameter].shape == layer.shape for layer in find_layers(model))
 
@@ -53,6 +48,56 @@ def test_other_modules_weights_are_found_under_their_own_names():
 def test_a_network_that_is_a_layer_itself_has_a_weight():
     assert [layer.parameter for layer in find_layers(nn.LSTM(2, 3))] == ["weight_ih_l0", "weight_hh_l0"]
     assert [layer.parameter for layer in find_layers(nn.Linear(2, 3))] == ["weight"]
+
+
+class Own(nn.Module):
+    """Layers of somebody's own: matrices, expert by expert, and what is added, scales or is looked up."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.words, self.free = (nn.Parameter(torch.randn(9, 4)) for _ in range(3))
+        self.places, self.scales = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4, 1))
+        self.weight, self.experts = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(2, 4, 6))
+        self.kernel, self.norm = nn.Parameter(torch.randn(5, 6, 2)), nn.LayerNorm((3, 4))
+        self.bytes = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        found = self.norm(self.table[x] + functional.embedding(x, self.words) + self.places) @ self.bytes.float()
+        mixed = torch.einsum("nld,edk->nelk", found, self.experts).mean(1) + torch.addmm(found.new_zeros(6), found.flatten(0, 1),
+                                                                                self.weight).view(len(x), -1, 6)
+        scaled = functional.conv1d(mixed.transpose(1, 2), self.kernel) * self.scales.sum()
+        return scaled.mean(2) @ self.free[:5] @ self.words.t()
+
+
+def test_a_sample_shows_what_other_modules_multiply_with():
+    model, sample = nn.Sequential(Own(), nn.Linear(9, 2)), torch.randint(9, (5, 3))
+    assert find_layers(model, sample=sample) == (
+        Layer("0.free", (9, 4), "0.free"), Layer("0", (4, 6)), Layer("0.experts", (2, 4, 6), "0.experts"),
+        Layer("0.kernel", (5, 6, 2), "0.kernel"), Layer("1", (2, 9)))
+    assert [layer.name for layer in find_layers(model)] == ["1"]
+
+
+def test_a_linear_layer_with_another_name_for_its_weight_is_one():
+    model = nn.ModuleDict({"encoder": nn.Linear(4, 2)})
+    model.decoder = model["encoder"].weight
+    assert [layer.name for layer in find_layers(model)] == ["encoder"]
+
+
+def test_what_old_weight_norm_leaves_of_a_recurrent_layer_is_left_out():
+    with pytest.warns(FutureWarning):
+        normed = nn.utils.weight_norm(nn.LSTM(2, 3), "weight_hh_l0")
+    assert [layer.name for layer in find_layers(normed)] == ["weight_ih_l0"]
+
+
+def test_a_subclass_with_weights_of_its_own_is_no_product_of_rows_and_inputs():
+    class Ensemble(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.weight = nn.Parameter(torch.randn(2, 3, 4))
+
+    model = nn.Sequential(Ensemble(), nn.Conv2d(4, 6, 3, groups=2), nn.Linear(2, 3), nn.ConvTranspose2d(2, 2, 3))
+    layers = find_layers(model)
+    assert [product_of(model, layer) for layer in layers] == [None, model[1], model[2], None]
 
 
 def test_what_scales_or_is_looked_up_stays_dense():
@@ -95,12 +140,15 @@ def test_a_weight_that_is_recomputed_from_others_is_left_out():
     assert [layer.name for layer in find_layers(model)] == ["1"]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 @pytest.mark.parametrize("norm", [
-    nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm,
+    nn.utils.parametrizations.weight_norm, nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm,
     lambda layer: prune.l1_unstructured(layer, "weight", 0.5)])
-def test_a_network_of_recomputed_weights_is_told_what_undoes_them(norm):
+@pytest.mark.parametrize("layer", [nn.Linear(3, 3), nn.ConvTranspose2d(3, 3, 2)])
+def test_a_network_of_recomputed_weights_is_told_what_undoes_them(norm, layer):
+    layer = copy.deepcopy(layer)
     with pytest.raises(ValueError, match=r"the weight of 0 is computed from .*remove_parametrizations.* prune\.remove"):
-        find_layers(nn.Sequential(norm(nn.Linear(3, 3)), nn.ReLU()))
+        find_layers(nn.Sequential(norm(layer), nn.ReLU()))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

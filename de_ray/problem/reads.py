@@ -1,0 +1,72 @@
+"""Which parameters a network multiplies with its values, and in which it looks rows up: seen in one pass."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+_PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.addbmm, aten.mv, aten.addmv, aten.linear, aten.matmul,
+             aten.convolution, aten._trilinear}
+_LOOKUPS = {aten.embedding, aten._embedding_bag, aten._embedding_bag_forward_only, aten.index, aten.index_select,
+            aten.gather, aten.take}
+_COPIES = {aten.clone, aten._to_copy, aten._unsafe_view, aten._reshape_copy, aten.expand_copy}
+"""Operations whose result is a parameter laid out otherwise; views share its memory anyway."""
+
+
+class Reads(TorchDispatchMode):
+    """While it is entered, notes what reads some tensors.
+
+    Args:
+        tensors: strided tensors, whose memory is told apart.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._places = {_place(tensor): _place(tensor) for tensor in tensors}
+        self._copies: list[Tensor] = []  # held, so that nothing else gets their memory
+        self._multiplied: set[int] = set()
+        self._looked_up: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 - PyTorch's signature
+        found = func(*args, **(kwargs or {}))
+        read = {self._places[place] for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)
+                and (place := _place(value)) in self._places}
+        packet = func.overloadpacket
+        if packet in _PRODUCTS:
+            self._multiplied |= read
+        elif packet in _LOOKUPS:
+            self._looked_up |= read
+        elif packet in _COPIES and read:
+            self._places[_place(found)] = read.pop()
+            self._copies.append(found)
+        return found
+
+    def multiplies(self, tensor: Tensor) -> bool:
+        """Whether a product read one of the tensors, or a view or a copy of it."""
+        return _place(tensor) in self._multiplied
+
+    def looks_up(self, tensor: Tensor) -> bool:
+        """Whether rows of one of the tensors were looked up."""
+        return _place(tensor) in self._looked_up
+
+
+def _place(tensor: Tensor) -> int:
+    """Where a tensor's memory begins; 0 for those that have none of their own."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided and not tensor.is_nested else 0
+
+
+@torch.no_grad()
+def parameter_reads(model: nn.Module, sample: Tensor) -> Reads:
+    """What reads a network's parameters in a pass.
+
+    Args:
+        model: in eval mode, on the CPU.
+        sample: [N, ...] inputs that it accepts.
+    """
+    with Reads(parameter for parameter in model.parameters() if parameter.numel()) as reads:
+        model(sample)
+    return reads
