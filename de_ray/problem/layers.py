@@ -41,7 +41,7 @@ def find_layers(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequ
         ValueError: for a pattern that matches nothing, when no layer is left, and for weights that are not finite.
     """
     check_finite(model)
-    candidates = _candidates(model, None if sample is None else parameter_reads(model, sample))
+    candidates = _candidates(model, Reads(()) if sample is None else parameter_reads(model, sample))
     names = [layer.name for layer in candidates]
     for key, patterns in (("problem.include", include), ("problem.exclude", exclude)):
         for pattern in patterns:
@@ -96,7 +96,7 @@ def product_of(model: nn.Module, layer: Layer) -> nn.Module | None:
     return module if layer.shape == shape else None  # a subclass may have as many weights as it likes
 
 
-def _candidates(model: nn.Module, reads: Reads | None) -> list[Layer]:
+def _candidates(model: nn.Module, reads: Reads) -> list[Layer]:
     looked_up = {id(parameter) for module in model.modules() if isinstance(module, LOOKUPS)
                  for parameter in module._parameters.values()}
     found, seen = [], set()
@@ -104,9 +104,9 @@ def _candidates(model: nn.Module, reads: Reads | None) -> list[Layer]:
         for name, weight in module._parameters.items():
             if weight is None or id(weight) in seen or not weight.numel() or not weight.is_floating_point():
                 continue
-            if id(weight) in looked_up or reads is not None and reads.looks_up(weight):
+            if id(weight) in looked_up or reads.looks_up(weight):
                 continue
-            if _is_weight(module, name) or reads is not None and _is_matrix(module, weight) and reads.multiplies(weight):
+            if _is_weight(module, name) or (_is_matrix(module, weight) and reads.multiplies(weight)):
                 seen.add(id(weight))
                 key = None if name == "weight" else f"{path}.{name}" if path else name
                 found.append(Layer(path if key is None else key, tuple(weight.shape), key))
