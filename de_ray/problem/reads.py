@@ -26,7 +26,7 @@ class Reads(TorchDispatchMode):
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
-        self._places = {_place(tensor): _place(tensor) for tensor in tensors}
+        self._places = {place: place for place in map(_place, tensors) if place}
         self._copies: list[Tensor] = []  # held, so that nothing else gets their memory
         self._multiplied: set[int] = set()
         self._looked_up: set[int] = set()
