@@ -292,7 +292,8 @@ def _tell_of_dense(teacher: nn.Module, layers: Sequence[Layer]) -> None:
     if share > DENSE_SHARE:
         largest = ", ".join(sorted(others, key=others.get, reverse=True)[:3])
         log.warning("%.0f %% of the parameters stay dense and are rounded alone: they are excluded, of embeddings, or "
-                    "nothing that the network multiplies with (%s, ...)%s", 100 * share, largest, told_of_recomputed(teacher))
+                    "nothing that the network multiplies with (%s, ...)%s", 100 * share, largest,
+                    told_of_recomputed(teacher))
 
 
 def _outputs(teacher: nn.Module, model: nn.Module, inputs: Tensor, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
