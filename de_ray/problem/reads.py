@@ -1,5 +1,6 @@
 """Which parameters a network multiplies with its values, and in which it looks rows up: seen in one pass."""
 
+import logging
 from collections.abc import Iterable
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
 _PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.addbmm, aten.mv, aten.addmv, aten.linear, aten.matmul,
@@ -61,12 +63,16 @@ def _place(tensor: Tensor) -> int:
 
 @torch.no_grad()
 def parameter_reads(model: nn.Module, sample: Tensor) -> Reads:
-    """What reads a network's parameters in a pass.
+    """What reads a network's parameters in a pass; nothing, where a network cannot be watched.
 
     Args:
         model: in eval mode, on the CPU.
         sample: [N, ...] inputs that it accepts.
     """
-    with Reads(parameter for parameter in model.parameters() if parameter.numel()) as reads:
-        model(sample)
+    try:
+        with Reads(parameter for parameter in model.parameters() if parameter.numel()) as reads:
+            model(sample)
+    except Exception as error:  # noqa: BLE001 - operations of the user's own may not know of being watched
+        log.info("matrices in modules of other kinds stay dense: %s", error)
+        return Reads(())
     return reads

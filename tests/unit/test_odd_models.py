@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.utils import _python_dispatch as python_dispatch
 from torch.utils.checkpoint import checkpoint
 
 import de_ray
@@ -248,25 +249,48 @@ class Turned(Layers):
         return super().forward(self.c(self.b.weight.new_ones(len(x), 16)) + x)
 
 
+class Scripted(Layers):
+    def __init__(self):
+        super().__init__()
+        self.a = torch.jit.script(nn.Linear(8, 16))
+
+
+class Watched(Layers):
+    """Multiplies with a matrix of its own, and fails where somebody watches its operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x):
+        if python_dispatch._len_torch_dispatch_stack():
+            raise RuntimeError("watched")
+        return super().forward(x @ self.own)
+
+
 class Locked(Layers):
     def __init__(self):
         super().__init__()
         self.lock = threading.Lock()
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize(("model", "message"), [
     (WithoutGradient, "no gradient with respect to its layers' weights"), (Decided, "rather than their argmax"),
     (lambda: Checkpointed(True), "use_reentrant=False"), (Force, "in torch.inference_mode"),
     (Partial, r"state dict lacks a\.weight, a\.bias"), (Extra, "_extra_state is a dict: expected a tensor"),
     (lambda: torch.compile(Layers()), "the module within, `model._orig_mod`"),
-    (Stateful, "no state may be carried"), (Turned, r"a\.weight and c\.weight are views of one memory"),
+    (Scripted, "of which TorchScript has compiled no part"), (Stateful, "no state may be carried"), (Turned, r"a\.weight and c\.weight are views of one memory"),
     (Squeezed, r"one input \[1, 8\] into \[\]"), (Locked, r"expected a module that copy\.deepcopy copies"),
     (lambda: nn.Sequential(nn.Linear(8, 0), nn.Linear(0, 4)), "no layer to zero"),
 ])
 def test_what_cannot_be_compressed_is_one_error_before_the_search(model, message):
     with pytest.raises(ValueError, match=message):
         compress_quickly(model())
+
+
+def test_matrices_of_a_network_that_cannot_be_watched_stay_dense():
+    assert [layer["name"] for layer in compress_quickly(Watched()).report["layers"]] == ["a", "b"]
 
 
 def test_a_seed_that_no_generator_takes_is_refused():
