@@ -137,8 +137,9 @@ class Pairs(nn.Module):
 ALL = EvolutionConfig(cycles=2, population=8, generations=1, surrogate="kronecker", criteria=list(CRITERIA))
 
 
-@pytest.mark.parametrize("refit", ["distill", "obs", "least_squares"])
-@pytest.mark.parametrize(("model", "inputs"), [(Padded, TOKENS), (lambda: Ensemble(8, 6), INPUTS), (Pairs, INPUTS)])
+@pytest.mark.parametrize(("model", "inputs", "refit"), [
+    (Padded, TOKENS, "distill"), (Padded, TOKENS, "least_squares"), (lambda: Ensemble(8, 6), INPUTS, "obs"),
+    (lambda: Ensemble(8, 6), INPUTS, "least_squares"), (Pairs, INPUTS, "obs")])
 def test_layers_whose_inputs_nobody_sees_take_every_criterion_and_refit(model, inputs, refit):
     result = compress_quickly(model(), inputs, bits=2, evolution=ALL,
                               refit=RefitConfig(method=refit, steps=2, final_steps=2))
