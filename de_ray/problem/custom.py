@@ -92,8 +92,8 @@ def problem_from_model(
     """
     require_choice("problem.divergence", divergence, DIVERGENCES)
     include, exclude = (_globs(key, globs) for key, globs in (("include", include), ("exclude", exclude)))
-    require(isinstance(model, nn.Module) and not any(isinstance(one, torch.jit.ScriptModule) for one in model.modules()),
-            "model", type(model).__name__, "a torch.nn.Module of which TorchScript has compiled no part")
+    plain = isinstance(model, nn.Module) and not any(isinstance(one, torch.jit.ScriptModule) for one in model.modules())
+    require(plain, "model", type(model).__name__, "a torch.nn.Module of which TorchScript has compiled no part")
     for wrapped, attribute in ((isinstance(model, nn.DataParallel), "module"),
                                (hasattr(model, "_orig_mod"), "_orig_mod")):  # torch.compile's
         require(not wrapped, "model", type(model).__name__, f"the module within, `model.{attribute}`")

@@ -106,7 +106,7 @@ def _candidates(model: nn.Module, reads: Reads) -> list[Layer]:
                 continue
             if id(weight) in looked_up or reads.looks_up(weight):
                 continue
-            if _is_weight(module, name) or (_is_matrix(module, weight) and reads.multiplies(weight)):
+            if _is_weight(module, name) or (_is_matrix(module, name) and reads.multiplies(weight)):
                 seen.add(id(weight))
                 key = None if name == "weight" else f"{path}.{name}" if path else name
                 found.append(Layer(path if key is None else key, tuple(weight.shape), key))
@@ -122,6 +122,7 @@ def _is_weight(module: nn.Module, name: str) -> bool:
     return name == "weight" and isinstance(module, (*PRODUCTS, *TRANSPOSED, nn.Bilinear))
 
 
-def _is_matrix(module: nn.Module, parameter: Tensor) -> bool:
-    """Whether a parameter of another module is a matrix or more, and no other parameter is computed from it."""
-    return sum(length > 1 for length in parameter.shape) > 1 and not isinstance(module, parametrize.ParametrizationList)
+def _is_matrix(module: nn.Module, name: str) -> bool:
+    """Whether another parameter is a matrix or more, and nothing that a module's weight is computed from."""
+    computed = isinstance(module, parametrize.ParametrizationList) or _LEFT.fullmatch(name)
+    return not computed and sum(length > 1 for length in module._parameters[name].shape) > 1

@@ -281,7 +281,8 @@ class Locked(Layers):
     (lambda: Checkpointed(True), "use_reentrant=False"), (Force, "in torch.inference_mode"),
     (Partial, r"state dict lacks a\.weight, a\.bias"), (Extra, "_extra_state is a dict: expected a tensor"),
     (lambda: torch.compile(Layers()), "the module within, `model._orig_mod`"),
-    (Scripted, "of which TorchScript has compiled no part"), (Stateful, "no state may be carried"), (Turned, r"a\.weight and c\.weight are views of one memory"),
+    (Scripted, "of which TorchScript has compiled no part"), (Stateful, "no state may be carried"),
+    (Turned, r"a\.weight and c\.weight are views of one memory"),
     (Squeezed, r"one input \[1, 8\] into \[\]"), (Locked, r"expected a module that copy\.deepcopy copies"),
     (lambda: nn.Sequential(nn.Linear(8, 0), nn.Linear(0, 4)), "no layer to zero"),
 ])

@@ -63,8 +63,8 @@ class Own(nn.Module):
 
     def forward(self, x):
         found = self.norm(self.table[x] + functional.embedding(x, self.words) + self.places) @ self.bytes.float()
-        mixed = torch.einsum("nld,edk->nelk", found, self.experts).mean(1) + torch.addmm(found.new_zeros(6), found.flatten(0, 1),
-                                                                                self.weight).view(len(x), -1, 6)
+        mixed = torch.einsum("nld,edk->nelk", found, self.experts).mean(1)
+        mixed = mixed + torch.addmm(found.new_zeros(6), found.flatten(0, 1), self.weight).view(len(x), -1, 6)
         scaled = functional.conv1d(mixed.transpose(1, 2), self.kernel) * self.scales.sum()
         return scaled.mean(2) @ self.free[:5] @ self.words.t()
 
@@ -136,14 +136,18 @@ def test_a_shared_module_and_a_shared_weight_count_once():
 
 
 def test_a_weight_that_is_recomputed_from_others_is_left_out():
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
-    assert [layer.name for layer in find_layers(model)] == ["1"]
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3),
+                          nn.utils.spectral_norm(nn.Linear(3, 3)),
+                          nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)))
+    model.eval()
+    for sample in (None, torch.randn(5, 3)):  # spectral norm multiplies with what it computes the weight from
+        assert [layer.name for layer in find_layers(model, sample=sample)] == ["1"]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 @pytest.mark.parametrize("norm", [
-    nn.utils.parametrizations.weight_norm, nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm,
-    lambda layer: prune.l1_unstructured(layer, "weight", 0.5)])
+    nn.utils.parametrizations.weight_norm, nn.utils.weight_norm, nn.utils.spectral_norm,
+    nn.utils.parametrizations.spectral_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)])
 @pytest.mark.parametrize("layer", [nn.Linear(3, 3), nn.ConvTranspose2d(3, 3, 2)])
 def test_a_network_of_recomputed_weights_is_told_what_undoes_them(norm, layer):
     layer = copy.deepcopy(layer)
