@@ -324,14 +324,16 @@ class RefitConfig:
     precision: str = "float32"
     """Of the networks' passes in a step: float32, tf32 (GPUs alone) or bfloat16. Weights, moments and divergence are
     float32."""
-    learning_rate: float = 2e-3
-    """Adam's learning rate, > 0; constant between cycles."""
+    learning_rate: float = 1e-2
+    """Adam's learning rate, > 0; constant between cycles. Small networks and many steps bear twice as much, detectors
+    and few steps half and less."""
     final_learning_rate: float | None = None
     """Peak learning rate of the steps after the last cycle, > 0; None: that of the cycles. Between cycles small steps
     keep what the teacher knows; what is left of it at the end may need larger ones."""
-    relative: bool = False
-    """Whether learning rates, that of quantization included, are relative to the size of each layer's weights. They
-    should be where layers differ in size by much, as they do once batch norm is folded."""
+    relative: bool = True
+    """Whether learning rates, that of quantization included, are relative to the size of each tensor, the root mean
+    square of its survivors. Those sizes differ by factors of hundreds once batch norm is folded. False: steps of one
+    size for all tensors, which ask for rates of a tenth to a fifth."""
     workers: int = 1
     """Processes that share each batch of distillation, >= 1 and a divisor of `batch`. Each has 0.4 of a GPU where
     `device` is one, and evaluators the rest unless `pool.gpus` says otherwise; else `threads` threads. Other
@@ -382,8 +384,8 @@ class QuantizationConfig:
     """Trials of the sweep, >= 1, the warm starts included."""
     refit_steps: int = 500
     """Distillation steps for levels and biases once widths are chosen, >= 0."""
-    learning_rate: float = 2e-4
-    """Of those steps, > 0."""
+    learning_rate: float = 2e-3
+    """Of those steps, > 0; see `refit.relative`."""
 
     def __post_init__(self) -> None:
         key = "quantization."

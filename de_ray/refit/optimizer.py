@@ -1,6 +1,7 @@
 """Adam, with steps of one size for all tensors or relative to each tensor's own."""
 
 from collections.abc import Sequence
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ class Adam:
 
     Args:
         tensors: what is moved.
-        relative: whether learning rates are relative to the root mean square of each tensor's non-zero entries.
+        relative: whether learning rates are relative to the root mean square of each tensor's non-zero entries; a
+            tensor that has none is taken for one of the others' median size.
     """
 
     def __init__(self, tensors: Sequence[Tensor], relative: bool) -> None:
@@ -26,7 +28,9 @@ class Adam:
     def measure(self) -> None:
         """Take the tensors' present sizes for those that steps are relative to."""
         tensors = [group["params"][0].detach() for group in self._adam.param_groups]
-        self._units = [_size(tensor) if self._relative else 1.0 for tensor in tensors]
+        sizes = [_size(tensor) if self._relative else 1.0 for tensor in tensors]
+        usual = median(filter(None, sizes)) if any(sizes) else 1.0
+        self._units = [size or usual for size in sizes]
 
     def zero_grad(self) -> None:
         """Forget gradients."""
@@ -54,6 +58,5 @@ class Adam:
 
 
 def _size(tensor: Tensor) -> float:
-    """Root mean square of the entries that are not zero; 1 where there are none."""
-    count = int(tensor.count_nonzero())
-    return float((tensor.double().square().sum() / count).sqrt()) if count else 1.0
+    """Root mean square of the entries that are not zero; 0 where there are none."""
+    return float((tensor.double().square().sum() / max(1, int(tensor.count_nonzero()))).sqrt())
