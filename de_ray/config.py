@@ -325,11 +325,14 @@ class RefitConfig:
     """Of the networks' passes in a step: float32, tf32 (GPUs alone) or bfloat16. Weights, moments and divergence are
     float32."""
     learning_rate: float = 1e-2
-    """Adam's learning rate, > 0; constant between cycles. Small networks and many steps bear twice as much, detectors
-    and few steps half and less."""
+    """Adam's learning rate between cycles, > 0; the highest one with `backoff`, the only one without."""
     final_learning_rate: float | None = None
-    """Peak learning rate of the steps after the last cycle, > 0; None: that of the cycles. Between cycles small steps
-    keep what the teacher knows; what is left of it at the end may need larger ones."""
+    """Peak learning rate of the steps after the last cycle, > 0; None: `learning_rate`, or four times what `backoff`
+    has made of it, where that is less. Between cycles small steps keep what the teacher knows; what is left of it at
+    the end may need larger ones."""
+    backoff: bool = True
+    """Whether a refit between cycles that leaves the student farther from the teacher than it was is undone, and the
+    next ones take a quarter of the rate, which doubles again with each that halves the divergence."""
     relative: bool = True
     """Whether learning rates, that of quantization included, are relative to the size of each tensor, the root mean
     square of its survivors. Those sizes differ by factors of hundreds once batch norm is folded. False: steps of one

@@ -153,12 +153,11 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
             if evolution.schedule == "adaptive":
                 after = after if np.isfinite(after) else float(pool.evaluate([()], everything)[0])
                 state.rises.append(max(after - divergence, LEAST_RISE))
-            refit.after_cycle(generator)
+            divergence = _refit_after_cycle(refit, student, pool, generator)
         else:
             start = chunks[step - config.evolution.cycles]
             refit.final(start, min(start + FINAL_CHUNK, config.refit.final_steps), generator)
-        pool.refresh(student)
-        divergence = float(pool.evaluate([()], everything)[0])
+            divergence = _measured(student, pool)
         if not np.isfinite(divergence):
             raise FloatingPointError(f"the student's divergence is {divergence} after cycle {step + 1}; lower "
                                      "refit.learning_rate or evolution.sparsity, or take more cycles")
@@ -174,6 +173,31 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
                             {**asdict(state), "fingerprint": fingerprint})
         on_record(record, total)
     return state.history
+
+
+def _refit_after_cycle(refit: Refit, student: Student, pool: Pool, generator: torch.Generator) -> float:
+    """Refit between cycles, undone where it does harm; returns the divergence on all batches."""
+    if not refit.backs_off:
+        refit.after_cycle(generator)
+        return _measured(student, pool)
+    before = float(pool.evaluate([()], range(pool.batches))[0])
+    values, state = student.values(), refit.state()
+    refit.after_cycle(generator)
+    after = _measured(student, pool)
+    harmful = not after <= before
+    if harmful:
+        student.set_values(values)
+        refit.load_state(state)
+        pool.refresh(student)
+        log.info("a refit is undone and the rate lowered: the divergence rose from %.4g to %.4g", before, after)
+    refit.told(before, after)
+    return before if harmful else after
+
+
+def _measured(student: Student, pool: Pool) -> float:
+    """The divergence of a refitted student on all batches."""
+    pool.refresh(student)
+    return float(pool.evaluate([()], range(pool.batches))[0])
 
 
 def settled(config: Config) -> EvolutionConfig:

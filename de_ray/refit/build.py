@@ -16,13 +16,28 @@ from de_ray.student import Student
 
 CLOSED_INPUTS = 4096
 """Inputs of a closed-form refit: several times the number of unknowns of the widest row of a LeNet."""
+CUT, RAISE = 4.0, 2.0
+"""Factors of the rate, after a refit that did harm and after one that helped much."""
+MUCH = 0.5
+"""Of the divergence before a refit that helped much, what is left at most."""
+LEAST_SHARE = 2.0**-10
+"""Of `refit.learning_rate`, however much harm refits do."""
+FINAL = 4.0
+"""How much larger than between cycles the peak of the last steps may be, which anneal."""
 
 
 class Refit(Protocol):
     """Brings a student's survivors back to the teacher; changes the student in place."""
 
+    backs_off: bool
+    """Whether a refit between cycles that does harm is to be undone, and `told` how each of them went."""
+
     def after_cycle(self, generator: torch.Generator) -> None:
         """Refit between two cycles."""
+        ...
+
+    def told(self, before: float, after: float) -> None:
+        """Learn what the last refit between cycles, if need be undone since, made of the student's divergence."""
         ...
 
     def final(self, start: int, stop: int, generator: torch.Generator) -> None:
@@ -41,8 +56,13 @@ class Refit(Protocol):
 class NoRefit:
     """Leaves survivors as they are."""
 
+    backs_off = False
+
     def after_cycle(self, generator: torch.Generator) -> None:
         """See `Refit.after_cycle`."""
+
+    def told(self, before: float, after: float) -> None:
+        """See `Refit.told`."""
 
     def final(self, start: int, stop: int, generator: torch.Generator) -> None:
         """See `Refit.final`."""
@@ -71,10 +91,17 @@ class ClosedRefit(NoRefit):
 
 
 class DistillRefit:
-    """Distillation steps at a constant rate between cycles and along a cosine after the last."""
+    """Distillation steps at a constant rate between cycles and along a cosine after the last.
+
+    No rate suits all networks: what a LeNet needs tears the first layers of a detector apart. With `backoff` the rate
+    is found on the way, as the bold driver's is (Battiti, Neural Computation 4, 1992, section 4): a refit after which
+    the student is farther from the teacher than before was at too high a rate, one that helps much may go on faster.
+    """
 
     def __init__(self, student: Student, problem: Problem, config: RefitConfig, threads: int) -> None:
         self._config = config
+        self.backs_off = config.backoff and config.steps > 0
+        self._share = 1.0  # of the configured rate
         if config.workers == 1:
             self._distiller = Distiller(student, problem, config)
         else:
@@ -84,21 +111,30 @@ class DistillRefit:
 
     def after_cycle(self, generator: torch.Generator) -> None:
         """See `Refit.after_cycle`."""
-        self._distiller.run(self._config.steps, lambda _: self._config.learning_rate, generator)
+        self._distiller.run(self._config.steps, lambda _: self._share * self._config.learning_rate, generator)
+
+    def told(self, before: float, after: float) -> None:
+        """See `Refit.told`."""
+        if not after <= before:
+            self._share = max(LEAST_SHARE, self._share / CUT)
+        elif after < MUCH * before:
+            self._share = min(1.0, self._share * RAISE)
 
     def final(self, start: int, stop: int, generator: torch.Generator) -> None:
         """See `Refit.final`."""
-        total, peak = self._config.final_steps, self._config.final_learning_rate or self._config.learning_rate
+        config, total = self._config, self._config.final_steps
+        peak = config.final_learning_rate or min(1.0, FINAL * self._share) * config.learning_rate
         self._distiller.run(stop - start, lambda step: peak * (1 + math.cos(math.pi * (start + step) / total)) / 2,
                             generator)
 
     def state(self) -> dict[str, Tensor]:
         """See `Refit.state`."""
-        return self._distiller.state()
+        return {**self._distiller.state(), "refit.share": torch.tensor(self._share, dtype=torch.float64)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """See `Refit.load_state`."""
         self._distiller.load_state(state)
+        self._share = float(state["refit.share"])
 
 
 def build_refit(student: Student, problem: Problem, config: RefitConfig, threads: int = 1) -> Refit:

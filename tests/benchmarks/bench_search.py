@@ -59,8 +59,8 @@ def compare(arguments: argparse.Namespace, seed: int) -> dict[str, dict]:
         return compose([f"problem={arguments.problem}", f"evolution={method}",
                         f"evolution.sparsity={arguments.sparsity}", f"evolution.cycles={arguments.cycles}",
                         f"refit.steps={arguments.steps}", f"refit.final_steps={arguments.final_steps}",
-                        f"refit={arguments.refit}", "refit.relative=false", "refit.learning_rate=2e-3", "pool=serial",
-                        f"seed={seed}", *arguments.override])
+                        f"refit={arguments.refit}", "refit.relative=false", "refit.backoff=false",
+                        "refit.learning_rate=2e-3", "pool=serial", f"seed={seed}", *arguments.override])
 
     problem = build_problem(configured("directed").problem, seed)
     found: dict[str, dict] = {}

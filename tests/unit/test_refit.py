@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from de_ray.config import RefitConfig
+from de_ray.config import Config, EvolutionConfig, PoolConfig, RefitConfig
+from de_ray.evaluation.build import build_pool
 from de_ray.evolution.candidate import ZeroingSet
 from de_ray.evolution.gram import layer_grams, layer_rows
+from de_ray.evolve import evolve
 from de_ray.problem.custom import problem_from_model
 from de_ray.problem.measure import mean_divergence
-from de_ray.refit.build import build_refit
+from de_ray.refit.build import LEAST_SHARE, build_refit
 from de_ray.refit.distill import Distiller
 from de_ray.refit.least_squares import refit_rows
 from de_ray.refit.objective import Objective
@@ -122,6 +124,69 @@ def test_a_networks_function_does_not_depend_on_the_unit_of_its_hidden_layer_whe
         refit.after_cycle(torch.Generator().manual_seed(0))
         found.append(mean_divergence(problem, student.module, problem.calibration))
     assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def evolved(problem, **refit):
+    """A student after three cycles of magnitude, and their history."""
+    evolution = EvolutionConfig(criteria=["magnitude"], generations=0, cycles=3, schedule="exponential", sparsity=0.6)
+    config = Config(evolution=evolution, refit=RefitConfig(final_steps=0, batch=32, **refit), pool=PoolConfig("serial"))
+    student = Student(problem.teacher, problem.layers)
+    with build_pool(problem, config.pool, student) as pool:
+        return student, evolve(problem, config, student, pool, None, {}, lambda record, total: None)
+
+
+def test_refits_that_do_harm_are_undone():
+    problem = mlp_problem()
+    without, expected = evolved(problem, method="none")
+    student, history = evolved(problem, steps=5, learning_rate=10.0)
+    for name, value in without.state().items():
+        torch.testing.assert_close(student.state()[name], value, rtol=0, atol=0)
+    assert [record["divergence"] for record in history] == [record["divergence"] for record in expected]
+    _, harmed = evolved(problem, steps=5, learning_rate=10.0, backoff=False)
+    assert harmed[-1]["divergence"] > 2 * history[-1]["divergence"]
+
+
+def test_a_rate_that_does_harm_at_first_is_lowered_until_refits_help():
+    _, stuck = evolved(mlp_problem(), method="none")
+    _, history = evolved(mlp_problem(), steps=40, learning_rate=0.5)
+    assert history[-1]["divergence"] < stuck[-1]["divergence"] / 2
+
+
+def test_the_rate_falls_by_four_and_rises_by_two_and_outlives_a_checkpoint(monkeypatch):
+    taken = []
+    monkeypatch.setattr(Distiller, "run", lambda self, steps, rate, generator: taken.append((rate(0), rate(steps - 1))))
+
+    def built(**config):
+        problem = mlp_problem()
+        return build_refit(halved(problem), problem, RefitConfig(learning_rate=0.1, steps=7, final_steps=10, **config))
+
+    def rates(refit):
+        refit.after_cycle(torch.Generator())
+        refit.final(0, 10, torch.Generator())
+        (between, still), (peak, _) = taken[-2:]
+        assert still == between
+        return between, peak
+
+    refit = built()
+    assert rates(refit) == pytest.approx((0.1, 0.1))
+    refit.told(1.0, 1.1)
+    assert rates(refit) == pytest.approx((0.1 / 4, 0.1))
+    refit.told(1.0, float("nan"))
+    assert rates(refit) == pytest.approx((0.1 / 16, 0.1 / 4))
+    refit.told(1.0, 0.6)  # helped, but not by half
+    assert rates(refit) == pytest.approx((0.1 / 16, 0.1 / 4))
+    refit.told(1.0, 0.4)
+    assert rates(refit) == pytest.approx((0.1 / 8, 0.1 / 2))
+    other = built()
+    other.load_state(refit.state())
+    assert rates(other) == pytest.approx((0.1 / 8, 0.1 / 2))
+    for _ in range(30):
+        other.told(1.0, 0.1)
+        refit.told(0.0, 1e-9)
+    assert rates(other) == pytest.approx((0.1, 0.1))
+    assert rates(refit) == pytest.approx((0.1 * LEAST_SHARE, 0.4 * LEAST_SHARE))
+    assert rates(built(final_learning_rate=0.3)) == pytest.approx((0.1, 0.3))
+    assert not built(backoff=False).backs_off and built().backs_off
 
 
 def test_least_squares_with_all_weights_alive_finds_the_teacher_again():
