@@ -324,7 +324,7 @@ class RefitConfig:
     precision: str = "float32"
     """Of the networks' passes in a step: float32, tf32 (GPUs alone) or bfloat16. Weights, moments and divergence are
     float32."""
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     """Adam's learning rate between cycles, > 0; the highest one with `backoff`, the only one without."""
     final_learning_rate: float | None = None
     """Peak learning rate of the steps after the last cycle, > 0; None: `learning_rate`, or four times what `backoff`
@@ -336,7 +336,7 @@ class RefitConfig:
     relative: bool = True
     """Whether learning rates, that of quantization included, are relative to the size of each tensor, the root mean
     square of its survivors. Those sizes differ by factors of hundreds once batch norm is folded. False: steps of one
-    size for all tensors, which ask for rates of a tenth to a fifth."""
+    size for all tensors, which ask for rates of about a tenth."""
     workers: int = 1
     """Processes that share each batch of distillation, >= 1 and a divisor of `batch`. Each has 0.4 of a GPU where
     `device` is one, and evaluators the rest unless `pool.gpus` says otherwise; else `threads` threads. Other
