@@ -189,7 +189,7 @@ def _refit_after_cycle(refit: Refit, student: Student, pool: Pool, generator: to
         student.set_values(values)
         refit.load_state(state)
         pool.refresh(student)
-        log.info("a refit is undone and the rate lowered: the divergence rose from %.4g to %.4g", before, after)
+        log.info("undid a refit that raised the divergence from %.4g to %.4g; the next takes smaller steps", before, after)
     refit.told(before, after)
     return before if harmful else after
 

@@ -93,9 +93,9 @@ class ClosedRefit(NoRefit):
 class DistillRefit:
     """Distillation steps at a constant rate between cycles and along a cosine after the last.
 
-    No rate suits all networks: what a LeNet needs tears the first layers of a detector apart. With `backoff` the rate
-    is found on the way, as the bold driver's is (Battiti, Neural Computation 4, 1992, section 4): a refit after which
-    the student is farther from the teacher than before was at too high a rate, one that helps much may go on faster.
+    No rate suits all networks: what a LeNet needs tears a detector apart. With `backoff` the rate is found on the way
+    (after Vogl et al., Biological Cybernetics 59, 1988): a refit that leaves the student farther from the teacher than
+    it was took too large steps, and is undone by the caller; after one that helps much they may grow again.
     """
 
     def __init__(self, student: Student, problem: Problem, config: RefitConfig, threads: int) -> None:
