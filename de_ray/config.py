@@ -331,8 +331,9 @@ class RefitConfig:
     has made of it, where that is less. Between cycles small steps keep what the teacher knows; what is left of it at
     the end may need larger ones."""
     backoff: bool = True
-    """Whether a refit between cycles that leaves the student farther from the teacher than it was is undone, and the
-    next ones take a quarter of the rate, which doubles again with each that halves the divergence."""
+    """Whether a refit between cycles after which the divergence is more than four times what it was, and more than
+    `quantization.negligible`, is undone, and the next ones take a quarter of the rate, which doubles again with each
+    that halves the divergence."""
     relative: bool = True
     """Whether learning rates, that of quantization included, are relative to the size of each tensor, the root mean
     square of its survivors. Those sizes differ by factors of hundreds once batch norm is folded. False: steps of one

@@ -32,6 +32,11 @@ log = logging.getLogger(__name__)
 
 FINAL_CHUNK = 2000
 """Steps of the final refit between two checkpoints."""
+HARM = 4.0
+"""How many times the divergence before it a refit between cycles may leave. Steps of a constant size stir a student
+that is still close to its teacher, which does it good in the end; too large ones raise its divergence a hundredfold."""
+MUCH = 0.5
+"""Of the divergence before it, what a refit that helps much leaves at most."""
 LEAST_RISE = 1e-12
 """Keeps ratios of divergence rises finite."""
 
@@ -153,7 +158,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
             if evolution.schedule == "adaptive":
                 after = after if np.isfinite(after) else float(pool.evaluate([()], everything)[0])
                 state.rises.append(max(after - divergence, LEAST_RISE))
-            divergence = _refit_after_cycle(refit, student, pool, generator)
+            divergence = _refit_after_cycle(refit, student, pool, generator, config.quantization.negligible)
         else:
             start = chunks[step - config.evolution.cycles]
             refit.final(start, min(start + FINAL_CHUNK, config.refit.final_steps), generator)
@@ -175,7 +180,8 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     return state.history
 
 
-def _refit_after_cycle(refit: Refit, student: Student, pool: Pool, generator: torch.Generator) -> float:
+def _refit_after_cycle(refit: Refit, student: Student, pool: Pool, generator: torch.Generator,
+                       negligible: float) -> float:
     """Refit between cycles, undone where it does harm; returns the divergence on all batches."""
     if not refit.backs_off:
         refit.after_cycle(generator)
@@ -184,14 +190,16 @@ def _refit_after_cycle(refit: Refit, student: Student, pool: Pool, generator: to
     values, state = student.values(), refit.state()
     refit.after_cycle(generator)
     after = _measured(student, pool)
-    harmful = not after <= before
-    if harmful:
-        student.set_values(values)
-        refit.load_state(state)
-        pool.refresh(student)
-        log.info("undid a refit that raised the divergence from %.4g to %.4g; the next takes smaller steps", before, after)
-    refit.told(before, after)
-    return before if harmful else after
+    if after <= max(HARM * before, negligible):
+        if after < MUCH * before:
+            refit.speed_up()
+        return after
+    log.info("undid a refit that raised the divergence from %.4g to %.4g; the next takes smaller steps", before, after)
+    student.set_values(values)
+    refit.load_state(state)
+    refit.slow_down()
+    pool.refresh(student)
+    return before
 
 
 def _measured(student: Student, pool: Pool) -> float:

@@ -168,7 +168,8 @@ def fingerprint(problem: Problem, config: Config) -> dict:
     fields = asdict(config)
     irrelevant = {"pool": ("kind", "actors", "gpus", "autoscale", "task_seconds")}
     if config.target_bytes is None and config.target_ratio is None and not config.evolution.rate_weight:
-        irrelevant["quantization"] = tuple(fields["quantization"])  # nothing of it matters before its stage
+        # Nothing of it matters before its stage, but for what refit takes for no harm.
+        irrelevant["quantization"] = tuple(key for key in fields["quantization"] if key != "negligible")
     for group, keys in irrelevant.items():
         for key in keys:
             del fields[group][key]

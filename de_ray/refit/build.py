@@ -17,11 +17,9 @@ from de_ray.student import Student
 CLOSED_INPUTS = 4096
 """Inputs of a closed-form refit: several times the number of unknowns of the widest row of a LeNet."""
 CUT, RAISE = 4.0, 2.0
-"""Factors of the rate, after a refit that did harm and after one that helped much."""
-MUCH = 0.5
-"""Of the divergence before a refit that helped much, what is left at most."""
+"""Factors of the rate where refit slows down and speeds up."""
 LEAST_SHARE = 2.0**-10
-"""Of `refit.learning_rate`, however much harm refits do."""
+"""Of `refit.learning_rate`, however often refit slows down."""
 FINAL = 4.0
 """How much larger than between cycles the peak of the last steps may be, which anneal."""
 
@@ -30,14 +28,18 @@ class Refit(Protocol):
     """Brings a student's survivors back to the teacher; changes the student in place."""
 
     backs_off: bool
-    """Whether a refit between cycles that does harm is to be undone, and `told` how each of them went."""
+    """Whether a refit between cycles that does harm is to be undone."""
 
     def after_cycle(self, generator: torch.Generator) -> None:
         """Refit between two cycles."""
         ...
 
-    def told(self, before: float, after: float) -> None:
-        """Learn what the last refit between cycles, if need be undone since, made of the student's divergence."""
+    def slow_down(self) -> None:
+        """Take smaller steps between cycles from here on."""
+        ...
+
+    def speed_up(self) -> None:
+        """Take larger steps between cycles from here on, up to the configured ones."""
         ...
 
     def final(self, start: int, stop: int, generator: torch.Generator) -> None:
@@ -61,8 +63,11 @@ class NoRefit:
     def after_cycle(self, generator: torch.Generator) -> None:
         """See `Refit.after_cycle`."""
 
-    def told(self, before: float, after: float) -> None:
-        """See `Refit.told`."""
+    def slow_down(self) -> None:
+        """See `Refit.slow_down`."""
+
+    def speed_up(self) -> None:
+        """See `Refit.speed_up`."""
 
     def final(self, start: int, stop: int, generator: torch.Generator) -> None:
         """See `Refit.final`."""
@@ -94,8 +99,8 @@ class DistillRefit:
     """Distillation steps at a constant rate between cycles and along a cosine after the last.
 
     No rate suits all networks: what a LeNet needs tears a detector apart. With `backoff` the rate is found on the way
-    (after Vogl et al., Biological Cybernetics 59, 1988): a refit that leaves the student farther from the teacher than
-    it was took too large steps, and is undone by the caller; after one that helps much they may grow again.
+    (after Vogl et al., Biological Cybernetics 59, 1988): a refit that leaves the student much farther from the teacher
+    than it was is undone by the caller, and the next are slower; after one that helps much they may speed up again.
     """
 
     def __init__(self, student: Student, problem: Problem, config: RefitConfig, threads: int) -> None:
@@ -113,12 +118,13 @@ class DistillRefit:
         """See `Refit.after_cycle`."""
         self._distiller.run(self._config.steps, lambda _: self._share * self._config.learning_rate, generator)
 
-    def told(self, before: float, after: float) -> None:
-        """See `Refit.told`."""
-        if not after <= before:
-            self._share = max(LEAST_SHARE, self._share / CUT)
-        elif after < MUCH * before:
-            self._share = min(1.0, self._share * RAISE)
+    def slow_down(self) -> None:
+        """See `Refit.slow_down`."""
+        self._share = max(LEAST_SHARE, self._share / CUT)
+
+    def speed_up(self) -> None:
+        """See `Refit.speed_up`."""
+        self._share = min(1.0, self._share * RAISE)
 
     def final(self, start: int, stop: int, generator: torch.Generator) -> None:
         """See `Refit.final`."""
