@@ -27,6 +27,7 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
         pictures: a PNG to write, of what teacher and file detect in held-out images; for detectors.
     """
     from de_ray import codec
+    from de_ray.device import resolve_device
     from de_ray.files import require_new
     from de_ray.problem.build import build_problem
     from de_ray.problem.measure import measure
@@ -39,7 +40,9 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
             raise ValueError(f"--pictures={pictures!r}: expected a .png file")
     state = codec.decode(path)  # a damaged file need not wait for data and teacher
     config = compose(overrides)
+    device = resolve_device(config.device)
     problem = build_problem(config.problem, config.seed)
+    problem.teacher.to(device)
     if pictures is not None and problem.pictures is None:
         raise ValueError(f"--pictures={pictures!r}: expected nothing, problem={problem.name} has no pictures to draw")
     decoded = codec.fill(copy.deepcopy(problem.teacher), state)

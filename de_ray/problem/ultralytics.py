@@ -31,6 +31,12 @@ ACTIVATION = r"(torch\.)?nn\.\w+\([\w=., -]*\)"
 DESCRIBING = ("backbone", "head", "activation", "scales", "reg_max")
 """Entries of a YAML that make a network what it is, its scale aside."""
 
+LEGACY = {"ultralytics.yolo.utils": "ultralytics.utils", "ultralytics.yolo.v8": "ultralytics.models.yolo",
+          "ultralytics.yolo.data": "ultralytics.data"}
+"""Where checkpoints of the package's first versions say that their classes are, and where these are now."""
+FOREIGN = {"pathlib.WindowsPath": "pathlib.PosixPath"} if os.name == "posix" else {}
+"""The same of classes that another system's checkpoints hold."""
+
 SILENT = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
 """The package's settings that send something somewhere, or start what this project has its own of."""
 
@@ -113,9 +119,10 @@ def load_network(path: Path) -> nn.Module:
     Raises:
         ValueError: for a file that holds no such network.
     """
-    definitions()
+    tasks = definitions()
     try:
-        content = torch.load(path, "cpu", weights_only=False)
+        with tasks.temporary_modules(LEGACY, FOREIGN):
+            content = torch.load(path, "cpu", weights_only=False)
         network = content.get("ema") or content["model"]
         network.model[-1].stride  # noqa: B018
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,

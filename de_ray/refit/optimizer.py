@@ -1,10 +1,13 @@
 """Adam, with steps of one size for all tensors or relative to each tensor's own."""
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import median_low
 
 import torch
 from torch import Tensor
+
+LEAST = 1e-3
+"""Of the usual size, the least that steps are relative to: a tensor of next to nothing would stand still for good."""
 
 
 class Adam:
@@ -29,8 +32,8 @@ class Adam:
         """Take the tensors' present sizes for those that steps are relative to."""
         tensors = [group["params"][0].detach() for group in self._adam.param_groups]
         sizes = [_size(tensor) if self._relative else 1.0 for tensor in tensors]
-        usual = median(filter(None, sizes)) if any(sizes) else 1.0
-        self._units = [size or usual for size in sizes]
+        usual = median_low(filter(None, sizes)) if any(sizes) else 1.0
+        self._units = [max(size, LEAST * usual) if size else usual for size in sizes]
 
     def zero_grad(self) -> None:
         """Forget gradients."""

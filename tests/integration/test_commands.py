@@ -202,6 +202,11 @@ def test_evaluate_tells_what_the_report_told(serial_run, here, capsys):
     assert told["ratio"] == report["ratio"]
 
 
+def test_evaluate_runs_on_the_device_that_it_is_given(serial_run, here):
+    with pytest.raises(SystemExit, match="^error: device='cuda:99': expected a GPU of this machine"):
+        main(["evaluate", str(serial_run / "student.der"), "problem=digits", TEACHER, "device=cuda:99"])
+
+
 def test_pictures_of_a_problem_that_has_none_are_one_clear_error(serial_run, here):
     with pytest.raises(SystemExit, match="^error: --pictures='digits.png'"):
         main(["evaluate", str(serial_run / "student.der"), "problem=digits", TEACHER, "--pictures", "digits.png"])

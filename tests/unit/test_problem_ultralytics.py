@@ -1,6 +1,7 @@
 import copy
 import logging
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from de_ray.problem.ultralytics import (
     architecture_name,
     build_network,
     definitions,
+    load_network,
     raw_heads,
     read_yaml,
 )
@@ -179,6 +181,28 @@ def test_a_state_dict_fits_an_architecture_without_any_pickle(tmp_path):
     assert all(a.equal(b) for a, b in zip(found.state_dict().values(), trained.state_dict().values(), strict=True))
     with pytest.raises(ValueError, match=r"problem\.teacher\.checkpoint=.*expected nothing beside"):
         network_of(config(weights="yolov8n.pt", teacher=TeacherConfig(checkpoint=str(path))))
+
+
+class OfWindows:
+    """A path as a checkpoint that was written on Windows holds it."""
+
+    def __reduce__(self):
+        return pathlib.WindowsPath, ("runs/train",)
+
+
+def test_checkpoints_of_early_versions_and_of_windows_are_opened(tmp_path, monkeypatch):
+    tasks = definitions()
+    trained = lived_in("yolov8n.yaml")
+    with monkeypatch.context() as patched, tasks.temporary_modules({"ultralytics.yolo.utils": "ultralytics.utils"}):
+        from ultralytics.utils import IterableSimpleNamespace
+
+        patched.setattr(IterableSimpleNamespace, "__module__", "ultralytics.yolo.utils")
+        content = {"model": copy.deepcopy(trained), "train_args": IterableSimpleNamespace(imgsz=640), "at": OfWindows()}
+        torch.save(content, tmp_path / "yolov8n.pt")
+    assert b"ultralytics.yolo.utils" in (tmp_path / "yolov8n.pt").read_bytes()
+    found = load_network(tmp_path / "yolov8n.pt")
+    assert all(a.equal(b) for a, b in zip(found.state_dict().values(), trained.state_dict().values(), strict=True))
+    assert "ultralytics.yolo.utils" not in sys.modules
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", pickle.dumps({"model": 1})])

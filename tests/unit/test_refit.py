@@ -102,6 +102,25 @@ def test_relative_steps_follow_the_size_of_each_tensors_survivors():
     torch.testing.assert_close(former[1] - large, torch.full((4, 4), 0.5), rtol=1e-4, atol=0)
 
 
+def test_absolute_steps_have_one_size():
+    tensors = torch.full((4,), 0.01), torch.full((4,), 5.0), torch.zeros(4)
+    former = [tensor.clone() for tensor in tensors]
+    optimizer = Adam(tensors, relative=False)
+    for tensor in tensors:
+        tensor.grad = torch.ones(4)
+    optimizer.step(0.1)
+    for tensor, was in zip(tensors, former, strict=True):
+        torch.testing.assert_close(was - tensor, torch.full((4,), 0.1), rtol=1e-4, atol=0)
+
+
+def test_relative_steps_of_a_tensor_of_next_to_nothing_still_move_it():
+    tiny, *usual = torch.full((4,), 1e-12), torch.full((4,), 0.5), torch.full((4,), 5.0)
+    optimizer = Adam([tiny, *usual], relative=True)
+    tiny.grad = torch.ones(4)
+    optimizer.step(0.1)
+    torch.testing.assert_close(tiny, torch.full((4,), -0.1 * 0.5e-3), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize(("others", "usual"), [([], 1.0), ([0.01, 0.2, 5.0], 0.2)])
 def test_relative_steps_of_a_tensor_of_zeros_are_those_of_the_others(others, usual):
     empty, others = torch.zeros(3), [torch.full((3,), size) for size in others]
