@@ -127,7 +127,6 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     targets = Targets(evolution, problem.layers)
     chunks = range(0, config.refit.final_steps if config.refit.method == "distill" else 0, FINAL_CHUNK)
     total = config.evolution.cycles + len(chunks)
-    everything = range(pool.batches)
     started = time.perf_counter() - (state.history[-1]["seconds"] if state.history else 0.0)
     divergence = state.history[-1]["divergence"] if state.history else 0.0
     while state.done < total:
@@ -145,7 +144,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
                     rate = _rate(config, student, limit, units)
                 state.progress = progress_at(evolution.schedule, 1 - student.sparsity, targets.density)
                 if evolution.schedule == "adaptive":
-                    divergence = float(pool.evaluate([()], everything)[0])
+                    divergence = _divergence(pool)
             state.progress = next_progress(evolution, step, state.progress, state.rises)
             budget = targets.budget(state.progress, student.counts)
             given = saliency_inputs(problem, config, student, step)
@@ -156,7 +155,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
             pool.commit(found.candidate)
             after = found.divergence
             if evolution.schedule == "adaptive":
-                after = after if np.isfinite(after) else float(pool.evaluate([()], everything)[0])
+                after = after if np.isfinite(after) else _divergence(pool)
                 state.rises.append(max(after - divergence, LEAST_RISE))
             divergence = _refit_after_cycle(refit, student, pool, generator, config.quantization.negligible)
         else:
@@ -186,7 +185,7 @@ def _refit_after_cycle(refit: Refit, student: Student, pool: Pool, generator: to
     if not refit.backs_off:
         refit.after_cycle(generator)
         return _measured(student, pool)
-    before = float(pool.evaluate([()], range(pool.batches))[0])
+    before = _divergence(pool)
     values, state = student.values(), refit.state()
     refit.after_cycle(generator)
     after = _measured(student, pool)
@@ -205,6 +204,11 @@ def _refit_after_cycle(refit: Refit, student: Student, pool: Pool, generator: to
 def _measured(student: Student, pool: Pool) -> float:
     """The divergence of a refitted student on all batches."""
     pool.refresh(student)
+    return _divergence(pool)
+
+
+def _divergence(pool: Pool) -> float:
+    """Of the student that the replicas hold, on all batches."""
     return float(pool.evaluate([()], range(pool.batches))[0])
 
 

@@ -53,8 +53,7 @@ def configured(arguments: argparse.Namespace) -> Config:
     """Fisher pruning in 40 cycles."""
     return compose([f"problem={arguments.problem}", "evolution=fisher", f"evolution.sparsity={arguments.sparsity}",
                     "evolution.cycles=40", "refit.steps=150", f"refit.final_steps={arguments.final_steps}",
-                    "refit.relative=false", "refit.backoff=false", "refit.learning_rate=2e-3",
-                    "pool=serial"])
+                    "refit.relative=false", "refit.backoff=false", "refit.learning_rate=2e-3", "pool=serial"])
 
 
 def prune(problem: Problem, config: Config) -> Student:

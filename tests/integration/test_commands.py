@@ -202,7 +202,7 @@ def test_evaluate_tells_what_the_report_told(serial_run, here, capsys):
     assert told["ratio"] == report["ratio"]
 
 
-def test_evaluate_runs_on_the_device_that_it_is_given(serial_run, here):
+def test_evaluate_refuses_a_device_that_is_not_there(serial_run, here):
     with pytest.raises(SystemExit, match="^error: device='cuda:99': expected a GPU of this machine"):
         main(["evaluate", str(serial_run / "student.der"), "problem=digits", TEACHER, "device=cuda:99"])
 
