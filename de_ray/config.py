@@ -328,12 +328,14 @@ class RefitConfig:
     """Adam's learning rate between cycles, > 0; the highest one with `backoff`, the only one without."""
     final_learning_rate: float | None = None
     """Peak learning rate of the steps after the last cycle, > 0; None: `learning_rate`, or four times what `backoff`
-    has made of it, where that is less. Between cycles small steps keep what the teacher knows; what is left of it at
-    the end may need larger ones."""
+    has made of it by then, where that is less. Between cycles small steps keep what the teacher knows; what is left of
+    it at the end may need larger ones."""
     backoff: bool = True
-    """Whether a refit between cycles after which the divergence is more than four times what it was, and more than
+    """Whether a refit after which the divergence is more than four times what it was, and more than
     `quantization.negligible`, is undone, and the next ones take a quarter of the rate, which doubles again with each
-    that halves the divergence."""
+    between cycles that halves the divergence. What ends a stage, the last steps after the last cycle and the refit of
+    quantized levels, is undone where it raises the divergence at all. Steps at the end are taken again at a quarter of
+    the rate, three times at most."""
     relative: bool = True
     """Whether learning rates, that of quantization included, are relative to the size of each tensor, the root mean
     square of its survivors. Those sizes differ by factors of hundreds once batch norm is folded. False: steps of one

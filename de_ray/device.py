@@ -11,6 +11,9 @@ from de_ray.checks import require
 
 log = logging.getLogger(__name__)
 
+AMPERE = (8, 0)
+"""The compute capability from which on GPUs multiply tf32 and bfloat16."""
+
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
@@ -59,6 +62,9 @@ def warn_of_precision(key: str, name: str, device: torch.device) -> None:
     """
     if name == "tf32" and device.type == "cpu":
         log.warning("%s=tf32 is ignored on a CPU, which computes in float32; bfloat16 is not", key)
+    if name != "float32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
+        log.warning("%s=%s: this GPU, older than Ampere, has no units for it, and may be slower than in float32; set "
+                    "it to float32", key, name)
     if name == "bfloat16" and device.type == "cpu" and not _computes_bfloat16():
         log.warning("%s=bfloat16: this processor has no instructions for it, and may take ten times as long as in "
                     "float32; set it to float32", key)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from de_ray import checkpoint
+from de_ray.backoff import Backoff
 from de_ray.config import Config, EvolutionConfig
-from de_ray.evaluation.pool import Pool
+from de_ray.evaluation.pool import Pool, students_divergence
 from de_ray.evolution.curvature import SaliencyInputs
 from de_ray.evolution.cycle import breed
 from de_ray.evolution.rate import RateModel
@@ -32,11 +33,6 @@ log = logging.getLogger(__name__)
 
 FINAL_CHUNK = 2000
 """Steps of the final refit between two checkpoints."""
-HARM = 4.0
-"""How many times the divergence before it a refit between cycles may leave. Steps of a constant size stir a student
-that is still close to its teacher, which does it good in the end; too large ones raise its divergence a hundredfold."""
-MUCH = 0.5
-"""Of the divergence before it, what a refit that helps much leaves at most."""
 LEAST_RISE = 1e-12
 """Keeps ratios of divergence rises finite."""
 
@@ -123,6 +119,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     """
     refit = build_refit(student, problem, config.refit, config.threads)
     state = _restore(folder, fingerprint, student, refit, pool)
+    backoff = Backoff(refit, student, pool, config.quantization.negligible)
     evolution = settled(config)
     targets = Targets(evolution, problem.layers)
     chunks = range(0, config.refit.final_steps if config.refit.method == "distill" else 0, FINAL_CHUNK)
@@ -144,7 +141,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
                     rate = _rate(config, student, limit, units)
                 state.progress = progress_at(evolution.schedule, 1 - student.sparsity, targets.density)
                 if evolution.schedule == "adaptive":
-                    divergence = _divergence(pool)
+                    divergence = students_divergence(pool)
             state.progress = next_progress(evolution, step, state.progress, state.rises)
             budget = targets.budget(state.progress, student.counts)
             given = saliency_inputs(problem, config, student, step)
@@ -155,13 +152,13 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
             pool.commit(found.candidate)
             after = found.divergence
             if evolution.schedule == "adaptive":
-                after = after if np.isfinite(after) else _divergence(pool)
+                after = after if np.isfinite(after) else students_divergence(pool)
                 state.rises.append(max(after - divergence, LEAST_RISE))
-            divergence = _refit_after_cycle(refit, student, pool, generator, config.quantization.negligible)
+            divergence = backoff.after_cycle(generator)
         else:
             start = chunks[step - config.evolution.cycles]
-            refit.final(start, min(start + FINAL_CHUNK, config.refit.final_steps), generator)
-            divergence = _measured(student, pool)
+            stop = min(start + FINAL_CHUNK, config.refit.final_steps)
+            divergence = backoff.final(start, stop, stop == config.refit.final_steps, generator)
         if not np.isfinite(divergence):
             raise FloatingPointError(f"the student's divergence is {divergence} after cycle {step + 1}; lower "
                                      "refit.learning_rate or evolution.sparsity, or take more cycles")
@@ -177,39 +174,6 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
                             {**asdict(state), "fingerprint": fingerprint})
         on_record(record, total)
     return state.history
-
-
-def _refit_after_cycle(refit: Refit, student: Student, pool: Pool, generator: torch.Generator,
-                       negligible: float) -> float:
-    """Refit between cycles, undone where it does harm; returns the divergence on all batches."""
-    if not refit.backs_off:
-        refit.after_cycle(generator)
-        return _measured(student, pool)
-    before = _divergence(pool)
-    values, state = student.values(), refit.state()
-    refit.after_cycle(generator)
-    after = _measured(student, pool)
-    if after <= max(HARM * before, negligible):
-        if after < MUCH * before:
-            refit.speed_up()
-        return after
-    log.info("undid a refit that raised the divergence from %.4g to %.4g; the next takes smaller steps", before, after)
-    student.set_values(values)
-    refit.load_state(state)
-    refit.slow_down()
-    pool.refresh(student)
-    return before
-
-
-def _measured(student: Student, pool: Pool) -> float:
-    """The divergence of a refitted student on all batches."""
-    pool.refresh(student)
-    return _divergence(pool)
-
-
-def _divergence(pool: Pool) -> float:
-    """Of the student that the replicas hold, on all batches."""
-    return float(pool.evaluate([()], range(pool.batches))[0])
 
 
 def settled(config: Config) -> EvolutionConfig:

@@ -1,6 +1,7 @@
 """The command line: `python launch.py OVERRIDES`, or `python -m de_ray.launch OVERRIDES` where only the wheel is."""
 
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -50,11 +51,27 @@ def _leave_nothing(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def refuse_unwritable(arguments: list[str]) -> None:
+    """Raise `PermissionError` where no run's folder can be made, which Hydra would tell by a traceback.
+
+    Args:
+        arguments: of the command line; other folders than the usual ones, and commands that make none, are not checked.
+    """
+    if any(argument.startswith("hydra.") or argument.startswith("-") and argument not in ("-m", "--multirun")
+           for argument in arguments):
+        return
+    root = Path("multirun" if {"-m", "--multirun"}.intersection(arguments) else "outputs")
+    if not os.access(root if root.exists() else Path.cwd(), os.W_OK | os.X_OK):
+        key = "hydra.sweep.dir" if root.name == "multirun" else "hydra.run.dir"
+        raise PermissionError(f"{root.absolute()} cannot be written to; expected a folder that can, by {key}=FOLDER")
+
+
 def main() -> None:
     """The command."""
     try:
         refuse_without_plus(sys.argv[1:])
-    except ValueError as error:
+        refuse_unwritable(sys.argv[1:])
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     redact_logs()
     register()

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from de_ray import codec
+from de_ray.backoff import TRIALS
 from de_ray.cluster.storage import location
 from de_ray.codec.tensor import QuantizedTensor
 from de_ray.config import Config, QuantizationConfig
@@ -21,6 +23,7 @@ from de_ray.evolve import saliency_inputs
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
 from de_ray.quantization.biases import quantize_biases
+from de_ray.quantization.choice import LevelChoice
 from de_ray.quantization.feedback import feed_back
 from de_ray.quantization.goal import WithinBytes
 from de_ray.quantization.limit import within
@@ -30,6 +33,7 @@ from de_ray.quantization.sensitivity import choices_at, sensitivity
 from de_ray.quantization.sweep import fixed, sweep, tolerated
 from de_ray.quantization.table import SensitivityTable
 from de_ray.rate import nominal, overhead
+from de_ray.refit.build import CUT
 from de_ray.refit.objective import Objective
 from de_ray.seeds import derive, torch_generator
 from de_ray.student import Student
@@ -146,16 +150,47 @@ def _refitted(problem: Problem, config: Config, given: SaliencyInputs, plan: Pla
     coarse = [choice for choice in plan.table.candidate(widths) if choice.bits <= plan.settings.feedback_bits]
     if coarse:
         feed_back(student, coarse, given.inputs, given.batch)
-    layers = refit_levels(Objective(problem, config.refit, student.weights[0].device), student,
-                          plan.table.candidate(widths), config.quantization.refit_steps,
-                          config.quantization.learning_rate, config.refit.relative,
-                          torch_generator(config.seed, "levels"))
+    layers = _levels(problem, config, student, plan.table.candidate(widths))
     others = _quantize_others(problem, config, student)
     by_name = {tensor.name: tensor for tensor in [*layers, *others]}
     state, shared = student.module.state_dict(), student.shared()
     return Quantized([by_name[name] for name in state if name in by_name],
                      {name: value.cpu() for name, value in state.items() if name not in {*by_name, *shared}},
                      shared, list(widths), plan.trials, plan.chosen)
+
+
+def _levels(problem: Problem, config: Config, student: Student,
+            choices: Sequence[LevelChoice]) -> list[QuantizedTensor]:
+    """Quantize layers and refit their levels; with `refit.backoff` a refit that does harm is taken again more slowly,
+    and in the end left out."""
+    settings = config.quantization
+    objective = Objective(problem, config.refit, student.weights[0].device)
+
+    def refitted(steps: int, learning_rate: float) -> list[QuantizedTensor]:
+        return refit_levels(objective, student, choices, steps, learning_rate, config.refit.relative,
+                            torch_generator(config.seed, "levels"))
+
+    def measured() -> float:
+        return mean_divergence(problem, student.module, problem.calibration)
+
+    if not (config.refit.backoff and settings.refit_steps):
+        return refitted(settings.refit_steps, settings.learning_rate)
+    values = student.values()
+    placed = refitted(0, settings.learning_rate)
+    allowed = max(measured(), settings.negligible)
+    as_placed = student.values()
+    for trial in range(TRIALS):
+        student.set_values(values)
+        try:
+            layers = refitted(settings.refit_steps, settings.learning_rate / CUT**trial)
+            after = measured()
+        except FloatingPointError:
+            after = math.inf
+        if after <= allowed:
+            return layers
+        log.info("undid a refit of levels that raised the divergence from %.4g to %.4g", allowed, after)
+    student.set_values(as_placed)
+    return placed
 
 
 def fitted(weights: Sequence[np.ndarray], names: Sequence[str], config: QuantizationConfig,

@@ -122,6 +122,7 @@ class Student:
     def set_values(self, values: dict[str, Tensor]) -> None:
         """Take over what `values` of a student with the same masks returned."""
         for layer, weight, mask in zip(self.layers, self.weights, self.masks, strict=True):
+            weight.data.zero_()  # a mask times NaN is NaN
             weight.data[mask] = values[layer.parameter].to(weight.device)
         for name, parameter in self.others.items():
             parameter.data.copy_(values[name])

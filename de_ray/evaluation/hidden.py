@@ -73,8 +73,8 @@ def hidden_groups(program: Program, state: Mapping[str, Tensor]) -> list[Group]:
 
     Args:
         program: the captured network.
-        state: its parameters and buffers by state-dict key, as the program reads them. One that has several keys goes by
-            the first, as layers do.
+        state: its parameters and buffers by state-dict key, as the program reads them. One that has several keys goes
+            by the first, as layers do.
     """
     names: dict[int, str] = {}
     for name, value in state.items():

@@ -76,6 +76,11 @@ class Pool(Evaluator, Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+def students_divergence(pool: Evaluator) -> float:
+    """Of the student that the replicas hold, on all batches."""
+    return float(pool.evaluate([()], range(pool.batches))[0])
+
+
 class SerialPool:
     """One replica in this process.
 

@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from de_ray.checks import require_choice
 from de_ray.config import AUGMENTATIONS
@@ -32,8 +31,9 @@ def shift(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Ten
     Returns:
         [N, C, H, W], a new tensor.
     """
-    n, _, height, width = inputs.shape
-    padded = pad(inputs, (REACH,) * 4, value=float(inputs.min()))  # [N, C, H + 2 REACH, W + 2 REACH]
+    n, channels, height, width = inputs.shape
+    padded = inputs.min().repeat(n, channels, height + 2 * REACH, width + 2 * REACH)
+    padded[:, :, REACH:-REACH, REACH:-REACH] = inputs
     offsets = torch.randint(2 * REACH + 1, (2, n, 1), generator=generator, device=generator.device).to(inputs.device)
     still = torch.rand((n, 1), generator=generator, device=generator.device).to(inputs.device) >= share
     offsets = torch.where(still, REACH, offsets)

@@ -111,6 +111,7 @@ def problem_from_model(
         log.info("calibration on all %d inputs, fewer than the %d asked for", len(inputs), calibration_size)
     distort = augmentation(augment, inputs, augment_share)
     inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed, distort)
+    _tell_of_size(model)
     teacher = _copied(model).cpu().float().eval().requires_grad_(False)
     check_finite(teacher)
     distance = make_divergence(divergence)
@@ -282,6 +283,14 @@ def _folded(teacher: nn.Module, sample: Tensor) -> nn.Module:
             log.warning("batch norm is not folded: this model's outputs depend on it in other ways than by its call")
             return teacher
     return folded
+
+
+def _tell_of_size(model: nn.Module) -> None:
+    """Warn of parameters in 16 bits, whose bytes are half of those that ratios are over."""
+    types = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    if short := sorted(types & {"float16", "bfloat16"}):
+        log.warning("the model's parameters are of %s; it is compressed as float32, and ratios are over that size",
+                    " and ".join(short))
 
 
 def _tell_of_dense(teacher: nn.Module, layers: Sequence[Layer]) -> None:

@@ -38,7 +38,7 @@ class Mosaics:
         """Mosaics of four, one for each of the inputs [N, 3, S, S], of their shape, in [0, 1]."""
         images = inputs if self.images is None else self.images
         quarters = draw_batch(len(images), self.chances, 4 * len(inputs), generator).view(4, -1).to(images.device)
-        a, b, c, d = (avg_pool2d(_unit(images[quarter]).to(inputs.device), 2) for quarter in quarters)
+        a, b, c, d = (avg_pool2d(_unit(images[quarter].to(inputs.device)), 2) for quarter in quarters)
         return torch.cat([torch.cat([a, b], 3), torch.cat([c, d], 3)], 2)
 
 

@@ -79,7 +79,7 @@ class DetectionMetrics:
 
 @torch.inference_mode()
 def find(model: nn.Module, detect: Callable[[Output], list[Detections]], images: Tensor) -> list[Detections]:
-    """A model's detections in images [N, 3, S, S], an entry an image, in pixels of the input; a few images at a time."""
+    """A model's detections in images [N, 3, S, S], one entry each, in pixels of the input; a few images at a time."""
     device = next(model.parameters()).device
     return [each for part in images.split(BATCH) for each in detect(model(part.to(device)))]
 

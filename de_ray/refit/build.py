@@ -28,18 +28,22 @@ class Refit(Protocol):
     """Brings a student's survivors back to the teacher; changes the student in place."""
 
     backs_off: bool
-    """Whether a refit between cycles that does harm is to be undone."""
+    """Whether a refit that does harm is to be undone."""
 
     def after_cycle(self, generator: torch.Generator) -> None:
         """Refit between two cycles."""
         ...
 
     def slow_down(self) -> None:
-        """Take smaller steps between cycles from here on."""
+        """Take smaller steps from here on."""
         ...
 
     def speed_up(self) -> None:
-        """Take larger steps between cycles from here on, up to the configured ones."""
+        """Take larger steps from here on, up to the configured ones."""
+        ...
+
+    def anneal(self) -> None:
+        """The last steps begin, which may be larger."""
         ...
 
     def final(self, start: int, stop: int, generator: torch.Generator) -> None:
@@ -68,6 +72,9 @@ class NoRefit:
 
     def speed_up(self) -> None:
         """See `Refit.speed_up`."""
+
+    def anneal(self) -> None:
+        """See `Refit.anneal`."""
 
     def final(self, start: int, stop: int, generator: torch.Generator) -> None:
         """See `Refit.final`."""
@@ -100,12 +107,13 @@ class DistillRefit:
 
     No rate suits all networks: what a LeNet needs tears a detector apart. With `backoff` the rate is found on the way
     (after Vogl et al., Biological Cybernetics 59, 1988): a refit that leaves the student much farther from the teacher
-    than it was is undone by the caller, and the next are slower; after one that helps much they may speed up again.
+    than it was is undone (see `de_ray.backoff`), and the next are slower; after one that helps much they may speed up
+    again.
     """
 
     def __init__(self, student: Student, problem: Problem, config: RefitConfig, threads: int) -> None:
         self._config = config
-        self.backs_off = config.backoff and config.steps > 0
+        self.backs_off = config.backoff
         self._share = 1.0  # of the configured rate
         if config.workers == 1:
             self._distiller = Distiller(student, problem, config)
@@ -126,10 +134,14 @@ class DistillRefit:
         """See `Refit.speed_up`."""
         self._share = min(1.0, self._share * RAISE)
 
+    def anneal(self) -> None:
+        """See `Refit.anneal`."""
+        self._share = min(1.0, self._share * FINAL) if self._config.final_learning_rate is None else 1.0
+
     def final(self, start: int, stop: int, generator: torch.Generator) -> None:
         """See `Refit.final`."""
         config, total = self._config, self._config.final_steps
-        peak = config.final_learning_rate or min(1.0, FINAL * self._share) * config.learning_rate
+        peak = self._share * (config.final_learning_rate or config.learning_rate)
         self._distiller.run(stop - start, lambda step: peak * (1 + math.cos(math.pi * (start + step) / total)) / 2,
                             generator)
 

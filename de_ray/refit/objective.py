@@ -42,12 +42,11 @@ class Objective:
         """
         problem = self._problem
         indices = draw_batch(len(problem.inputs), problem.chances, self._config.batch, generator)
-        inputs = problem.inputs[indices]
+        inputs = moved(problem.inputs[indices], self._device)  # augmentation is the device's work too
         if problem.augment is not None:
             inputs = problem.augment(inputs, generator)
         # Every worker draws and augments the whole batch: what a part holds does not depend on how many there are.
         indices, inputs = indices[self._rank::self._workers], inputs[self._rank::self._workers]
-        inputs = moved(inputs, self._device)
         with precision(self._config.precision, self._device):
             if self._kept is not None:
                 leaves, structure = self._kept

@@ -71,7 +71,8 @@ class Watch(Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: object) -> None:
         number = trial.config["number"]
         # Tune's own reading of it, `get_error`, finds nothing before the file has been copied to the trial's folder.
-        reason = Path(trial.error_file).read_text().strip().splitlines()[-1] if trial.error_file else "no reason is known"
+        told = trial.error_file
+        reason = Path(told).read_text().strip().splitlines()[-1] if told else "no reason is known"
         self.failed[number] = reason
         log.warning("trial %d failed: %s (%s)", number, reason, label(self._points[number]))
         self._end(number, "FAILED")

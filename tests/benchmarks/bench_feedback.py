@@ -39,7 +39,8 @@ def main() -> None:
         for bits in arguments.bits:
             for steps in arguments.steps:
                 for widest in (0, 8):
-                    settings = dataclasses.replace(config.quantization, bits=bits, refit_steps=steps, feedback_bits=widest)
+                    settings = dataclasses.replace(config.quantization, bits=bits, refit_steps=steps,
+                                                   feedback_bits=widest)
                     student.set_values(pruned)
                     pool.refresh(student)
                     made = quantize(problem, dataclasses.replace(config, quantization=settings), student, pool, None)

@@ -1,7 +1,7 @@
 """What a width for each layer is worth against one width for all: the sweep's own trials, from runs' reports.
 
-For each width that the sweep tried on all layers alike: the divergence that the front of its other trials has at as many
-bytes, between two of them on a straight line of log divergence, over the one measured. Trials are evaluated on the
+For each width that the sweep tried on all layers alike: the divergence that the front of its other trials has at as
+many bytes, between two of them on a straight line of log divergence, over the one measured. Trials are evaluated on the
 calibration inputs before levels are refitted, and bytes are those of the layers. Widths beside which the front has no
 trial on one side are left out. The last line is one JSON object.
 

@@ -225,7 +225,8 @@ def test_any_model_goes_through_the_python_api(tmp_path):
     model, inputs = Branchy(), torch.randn(160, 3, 9, 9)
     result = de_ray.compress(model, inputs, sparsity=0.5, bits=3, divergence="mse", exclude=["scale"],
                              evolution=EvolutionConfig(cycles=2, population=4, generations=1, elite=1, tournament=2),
-                             refit=RefitConfig(steps=10, final_steps=20), quantization=QuantizationConfig(refit_steps=10))
+                             refit=RefitConfig(steps=10, final_steps=20),
+                             quantization=QuantizationConfig(refit_steps=10))
     path = result.save(tmp_path / "own.der")
     fresh = de_ray.load(path, model=Branchy())
     assert not fresh.training
@@ -251,8 +252,9 @@ class Outputs(nn.Module):
 @pytest.mark.parametrize("kind", ["tensor", "tuple", "list", "dict"])
 def test_models_may_return_tensors_tuples_lists_and_dicts(kind):
     torch.manual_seed(0)
-    result = de_ray.compress(Outputs(kind), np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32), sparsity=0.25,
-                             divergence="mse", evolution=EvolutionConfig(cycles=1), refit=RefitConfig(steps=5, final_steps=5),
+    result = de_ray.compress(Outputs(kind), np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32),
+                             sparsity=0.25, divergence="mse", evolution=EvolutionConfig(cycles=1),
+                             refit=RefitConfig(steps=5, final_steps=5),
                              quantization=QuantizationConfig(refit_steps=5))
     assert result.report["sparsity"] >= 0.25
 

@@ -132,7 +132,7 @@ def test_a_trials_actors_take_the_places_reserved_for_them_and_one_that_fails_sa
     cpus = len(os.sched_getaffinity(0))
     try:
         process = python.start(REPOSITORY / "launch.py", "+sweep=tune", "~sweep.space.refit.learning_rate",
-                               "+sweep.space.refit.learning_rate=[2e-3,1e30]",
+                               "+sweep.space.refit.learning_rate=[2e-3,1e30]", "refit.backoff=false",
                                "sweep.space.evolution.sparsity=[0.6]", "~sweep.space.quantization",
                                f"sweep.actors={cpus - 1}", *QUICK,
                                "pool.task_seconds=60", "tracking.enabled=false", "quantization.bits=4",

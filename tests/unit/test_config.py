@@ -1,6 +1,7 @@
 """Every configuration in conf/ composes; values out of range and mistyped keys are refused with the way out."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from de_ray import config as schema
 from de_ray.config import Config
+from de_ray.launch import refuse_unwritable
 from de_ray.schema import CONF, compose, resumed
 
 CUSTOM = ["problem.model=package.module:build", "problem.calibration=inputs.npy"]
@@ -94,8 +96,8 @@ def test_an_option_that_a_detector_would_not_read_is_refused(problem, override):
 
 
 def test_an_architecture_of_ultralytics_takes_a_checkpoint():
-    config = compose(["problem=ultralytics", "problem.weights=yolov8n.yaml", "problem.teacher.checkpoint=a.safetensors"])
-    assert config.problem.teacher.checkpoint == "a.safetensors"
+    config = compose(["problem=ultralytics", "problem.weights=yolov8n.yaml", "problem.teacher.checkpoint=a.pt"])
+    assert config.problem.teacher.checkpoint == "a.pt"
 
 
 def test_every_field_is_documented():
@@ -106,6 +108,21 @@ def test_every_field_is_documented():
             for field in dataclasses.fields(group):
                 at = next(i for i in range(start, len(lines)) if lines[i].startswith(f"    {field.name}: "))
                 assert lines[at + 1].startswith('    """'), f"{name}.{field.name} has no docstring"
+
+
+def test_a_working_folder_that_cannot_be_written_to_is_told_before_hydra_stumbles_over_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refuse_unwritable([])
+    writable = {str(tmp_path): False}
+    monkeypatch.setattr(os, "access", lambda path, mode: writable.get(str(path), True))
+    with pytest.raises(PermissionError, match=r"outputs cannot be written to.*hydra\.run\.dir"):
+        refuse_unwritable(["seed=1"])
+    with pytest.raises(PermissionError, match=r"multirun cannot be written to.*hydra\.sweep\.dir"):
+        refuse_unwritable(["-m", "seed=1,2"])
+    for arguments in (["hydra.run.dir=elsewhere"], ["--help"], ["--cfg", "job"]):
+        refuse_unwritable(arguments)
+    (tmp_path / "outputs").mkdir()  # another file system's, say
+    refuse_unwritable([])
 
 
 def test_resuming_a_folder_without_a_run_says_what_to_name(tmp_path):

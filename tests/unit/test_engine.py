@@ -385,6 +385,15 @@ def test_a_precision_that_a_cpu_does_not_have_is_ignored_aloud(caplog):
     assert "tf32 is ignored" in caplog.text
 
 
+@pytest.mark.parametrize(("name", "capability", "told"), [
+    ("bfloat16", (7, 5), True), ("tf32", (7, 0), True), ("bfloat16", (8, 0), False), ("float32", (7, 5), False)])
+def test_a_gpu_without_units_for_a_precision_is_told_of(name, capability, told, caplog, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with caplog.at_level(logging.WARNING):
+        warn_of_precision("refit.precision", name, torch.device("cuda:0"))
+    assert (f"refit.precision={name}: this GPU" in caplog.text) == told and len(caplog.records) == told
+
+
 @pytest.mark.parametrize(("flags", "told"), [({"avx2": True, "avx512_bf16": False}, True), ({"amx_bf16": True}, False),
                                              ({"neon": True, "bf16": True}, False)])
 def test_a_processor_without_bfloat16_is_told_of(flags, told, caplog, monkeypatch):

@@ -22,7 +22,8 @@ def inputs_of(problem, student=None, batch=4, seed=0):
 
 def linear_problem(divergence, samples=500):
     torch.manual_seed(0)
-    return problem_from_model(nn.Sequential(nn.Linear(5, 3, bias=False)), torch.randn(samples, 5), divergence=divergence)
+    model = nn.Sequential(nn.Linear(5, 3, bias=False))
+    return problem_from_model(model, torch.randn(samples, 5), divergence=divergence)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -14,7 +14,7 @@ TRUE = [np.random.default_rng(9 + layer).random(size).astype(np.float32) for lay
 
 
 def run(estimate, oversample=4, seed=0):
-    """Search for sets whose sum of TRUE is least: the best sum, numbers of sets estimated and evaluated, correlation."""
+    """Search for sets whose sum of TRUE is least: the best sum, sets estimated and evaluated, correlation."""
     budget = Budget(np.zeros(2, bool), np.zeros(2, np.int64), 40)
     space = SearchSpace({"magnitude": VALUES}, [np.ones(size, bool) for size in SIZES], budget)
     config = EvolutionConfig(criteria=["magnitude"], population=8, generations=5, oversample=oversample, swap=0.3)

@@ -163,6 +163,13 @@ def test_augmentation_is_the_generators_and_leaves_its_input_alone(augment):
     assert images.equal(kept)
 
 
+@pytest.mark.parametrize("augment", [shift, cutmix])
+def test_augmentation_runs_where_images_are_and_never_asks_for_their_values(augment):
+    images = torch.empty(8, 1, 6, 6, device="meta")  # stands for a GPU, and holds no values
+    made = augment(images, torch.Generator().manual_seed(0))
+    assert made.device.type == "meta" and made.shape == images.shape
+
+
 @pytest.mark.parametrize("inputs", [torch.ones(5, 6), torch.ones(5, 1, 8, 8, dtype=torch.int64)])
 def test_what_is_no_image_is_augmented_by_nothing_and_asking_for_it_is_a_value_error(inputs):
     for name in ("shift", "cutmix"):

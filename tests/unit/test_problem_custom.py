@@ -9,7 +9,6 @@ from torch import nn
 
 import de_ray
 from de_ray import codec
-from de_ray import codec
 from de_ray.config import (
     EvolutionConfig,
     ProblemConfig,
@@ -280,6 +279,12 @@ def test_a_user_is_told_of_parameters_that_no_layer_holds(caplog):
 def test_something_else_than_a_module_is_a_value_error():
     with pytest.raises(ValueError, match="model='function': expected a torch.nn.Module"):
         problem_from_model(lambda x: x, INPUTS)
+
+
+@pytest.mark.parametrize(("dtype", "told"), [(torch.float16, True), (torch.bfloat16, True), (torch.float32, False)])
+def test_a_model_of_16_bits_is_told_what_ratios_are_over(dtype, told, caplog):
+    problem_from_model(nn.Sequential(nn.Linear(6, 3)).to(dtype), torch.randn(20, 6))
+    assert ("ratios are over that size" in caplog.text) == told
 
 
 def test_an_augmentation_that_does_not_exist_is_refused_rather_than_taken_for_another():

@@ -269,7 +269,8 @@ def test_whatever_annotations_are_numbered_and_what_they_leave_out_a_perfect_det
 
 @pytest.mark.parametrize("outline", [
     [[]], [[5, 5]], [[5, 5, 20, 20]], [[5, 5, 20, 20, 3]], "foo", 5.0, {"x": 1}, [[5, 5, 9, 9, "a", 3]],
-    {"counts": [185, 100], "size": [60, 80]}, {"counts": [4700, 100], "size": [80, 60]}, {"counts": "a", "size": [1, 2]},
+    {"counts": [185, 100], "size": [60, 80]}, {"counts": [4700, 100], "size": [80, 60]},
+    {"counts": "a", "size": [1, 2]},
 ])
 def test_outlines_that_enclose_nothing_leave_boxes_to_be_measured(coco, outline, caplog):
     content = coco_content()
@@ -485,6 +486,14 @@ def test_augmentation_is_the_generators_keeps_the_type_and_changes_a_share(dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_augmentation_of_detectors_runs_where_images_are(dtype):
+    images = torch.empty(4, 3, 8, 8, dtype=dtype, device="meta")  # stands for a GPU, and holds no values
+    others = torch.zeros(6, 3, 8, 8, dtype=dtype)
+    made = augment_detection(images, torch.Generator().manual_seed(0), 0.5, Mosaics(0.5, others))
+    assert made.device.type == "meta" and made.dtype == dtype and made.shape == images.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_mosaics_are_of_four_images_by_their_chances(monkeypatch, dtype):
     for name, neutral in (("PASTED", 0), ("ZOOM", (1, 1)), ("CONTRAST", (1, 1)), ("BRIGHTNESS", 0), ("TINT", 0)):
         monkeypatch.setattr(detection_augment, name, neutral)
@@ -538,7 +547,8 @@ def test_the_pass_over_all_images_is_made_once(coco, cache, caplog):
 
 def test_what_augmentation_brings_in_is_the_letterboxes_grey():
     images = torch.full((100, 3, 16, 16), 255, dtype=torch.uint8)
-    corners = augment_detection(images, torch.Generator().manual_seed(0), 1.0, MOSAICS)[:, :, ::15, ::15].permute(0, 2, 3, 1)
+    made = augment_detection(images, torch.Generator().manual_seed(0), 1.0, MOSAICS)
+    corners = made[:, :, ::15, ::15].permute(0, 2, 3, 1)
     grey = corners.flatten(0, 2).float().sub(GREY).abs().amax(1) <= 1
     assert 0.1 < grey.float().mean() < 0.7  # of smaller images; larger ones cover the square
 

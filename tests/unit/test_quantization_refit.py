@@ -1,5 +1,7 @@
 """The refit of levels: what it leaves, and what it says where it fails."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -10,15 +12,31 @@ from de_ray.problem.custom import problem_from_model
 from tests.networks import mlp_problem
 
 
-def config(learning_rate):
+def config(learning_rate, backoff=True):
     return Config(evolution=EvolutionConfig(sparsity=0.5, cycles=1, population=4, generations=1),
-                  pool=PoolConfig(kind="serial"), refit=RefitConfig(steps=2, final_steps=2, batch=16),
+                  pool=PoolConfig(kind="serial"), refit=RefitConfig(steps=2, final_steps=2, batch=16, backoff=backoff),
                   quantization=QuantizationConfig(bits=4, refit_steps=20, learning_rate=learning_rate))
 
 
 def test_a_refit_of_levels_that_diverges_says_what_to_lower():
     with pytest.raises(FloatingPointError, match="lower quantization.learning_rate"):
-        run(mlp_problem(), config(1e30))
+        run(mlp_problem(), config(1e30, backoff=False))
+
+
+@pytest.mark.parametrize("rate", [10.0, 1e30])
+def test_a_refit_of_levels_that_does_harm_is_left_out(rate):
+    harmless, placed = (run(mlp_problem(), config(value)) for value in (rate, 1e-12))
+    assert harmless.report["decoded_equals_student"]
+    assert (harmless.report["divergence"]["held_out"]
+            == pytest.approx(placed.report["divergence"]["held_out"], rel=1e-3))
+
+
+def test_a_refit_of_levels_that_does_harm_at_first_is_taken_again_at_a_smaller_rate(caplog):
+    with caplog.at_level(logging.INFO):
+        found = run(mlp_problem(), config(1.0))
+    placed = run(mlp_problem(), config(1e-12))
+    assert "undid a refit of levels" in caplog.text
+    assert found.report["divergence"]["calibration"] < 0.9 * placed.report["divergence"]["calibration"]
 
 
 def test_weights_beyond_float16_are_refitted_at_their_rows_scale():

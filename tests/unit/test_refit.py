@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from de_ray.backoff import Backoff
 from de_ray.config import Config, EvolutionConfig, PoolConfig, RefitConfig
 from de_ray.evaluation.build import build_pool
 from de_ray.evolution.candidate import ZeroingSet
@@ -15,7 +16,7 @@ from de_ray.evolution.gram import layer_grams, layer_rows
 from de_ray.evolve import evolve
 from de_ray.problem.custom import problem_from_model
 from de_ray.problem.measure import mean_divergence
-from de_ray.refit.build import LEAST_SHARE, build_refit
+from de_ray.refit.build import LEAST_SHARE, NoRefit, build_refit
 from de_ray.refit.distill import Distiller
 from de_ray.refit.least_squares import refit_rows
 from de_ray.refit.objective import Objective
@@ -145,10 +146,11 @@ def test_a_networks_function_does_not_depend_on_the_unit_of_its_hidden_layer_whe
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
-def evolved(problem, **refit):
+def evolved(problem, final_steps=0, **refit):
     """A student after three cycles of magnitude, and their history."""
     evolution = EvolutionConfig(criteria=["magnitude"], generations=0, cycles=3, schedule="exponential", sparsity=0.6)
-    config = Config(evolution=evolution, refit=RefitConfig(final_steps=0, batch=32, **refit), pool=PoolConfig("serial"))
+    config = Config(evolution=evolution, pool=PoolConfig("serial"),
+                    refit=RefitConfig(final_steps=final_steps, batch=32, **refit))
     student = Student(problem.teacher, problem.layers)
     with build_pool(problem, config.pool, student) as pool:
         return student, evolve(problem, config, student, pool, None, {}, lambda record, total: None)
@@ -165,6 +167,93 @@ def test_refits_that_do_harm_are_undone():
     assert harmed[-1]["divergence"] > 2 * history[-1]["divergence"]
 
 
+def test_a_refit_that_ends_in_nan_is_undone_and_one_that_does_not_back_off_says_what_to_lower():
+    _, expected = evolved(mlp_problem(), method="none")
+    student, history = evolved(mlp_problem(), steps=5, learning_rate=1e30)
+    assert [record["divergence"] for record in history] == [record["divergence"] for record in expected]
+    assert all(value.isfinite().all() for value in student.state().values())
+    with pytest.raises(FloatingPointError, match=r"refit\.learning_rate"):
+        evolved(mlp_problem(), steps=5, learning_rate=1e30, backoff=False)
+
+
+@pytest.mark.parametrize("between", [0, 5])
+def test_last_steps_that_do_harm_are_taken_again_at_smaller_rates(between):
+    """The rate that tears the student apart is the first for them where there are no steps between cycles."""
+    _, before = evolved(mlp_problem(), steps=between, learning_rate=50.0)
+    _, history = evolved(mlp_problem(), final_steps=60, steps=between, learning_rate=50.0)
+    assert history[-1]["divergence"] < before[-1]["divergence"]
+    _, harmed = evolved(mlp_problem(), final_steps=60, steps=0, learning_rate=50.0, backoff=False)
+    assert harmed[-1]["divergence"] > 2 * history[-1]["divergence"]
+
+
+def test_last_steps_that_do_harm_at_any_rate_are_left_out():
+    without, before = evolved(mlp_problem(), steps=0)
+    student, history = evolved(mlp_problem(), final_steps=5, steps=0, final_learning_rate=1e9)
+    assert len(history) == len(before) + 1 and history[-1]["divergence"] == before[-1]["divergence"]
+    for name, value in without.state().items():
+        torch.testing.assert_close(student.state()[name], value, rtol=0, atol=0)
+
+
+class Number:
+    """A student that is its divergence, and a pool of it."""
+
+    batches = 1
+
+    def __init__(self, divergence):
+        self.divergence = divergence
+
+    def values(self):
+        return self.divergence
+
+    def set_values(self, values):
+        self.divergence = values
+
+    def refresh(self, student):
+        assert student is self
+
+    def evaluate(self, candidates, batches):
+        return np.array([self.divergence])
+
+
+class Told(NoRefit):
+    """A refit whose steps leave a `Number` as they are told to, one after the other."""
+
+    backs_off = True
+
+    def __init__(self, student, *divergences):
+        self.student, self.divergences, self.steps = student, iter(divergences), []
+        self.slower = self.annealed = 0
+
+    def final(self, start, stop, generator):
+        self.steps.append((start, stop, float(torch.rand((), generator=generator))))
+        self.student.divergence = next(self.divergences)
+
+    def slow_down(self):
+        self.slower += 1
+
+    def anneal(self):
+        self.annealed += 1
+
+
+@pytest.mark.parametrize(("last", "made", "found", "slower"), [
+    (False, [3.9], 3.9, 0), (False, [4.1, 0.5], 0.5, 1), (True, [1.1, 1.01, 0.9], 0.9, 2), (True, [1.0], 1.0, 0),
+    (True, [np.nan, 2.0, np.inf, 1.2], 1.0, 4)])
+def test_what_last_steps_may_leave_and_how_often_they_are_taken_again(last, made, found, slower):
+    student = Number(1.0)
+    refit = Told(student, *made, 0.0)
+    backoff = Backoff(refit, student, student, 1e-3)
+    assert backoff.final(0, 10, last, torch.Generator().manual_seed(0)) == found == student.divergence
+    assert refit.slower == slower and refit.annealed == 1
+    assert refit.steps == [refit.steps[0]] * len(made), "the same steps, with the same draws"
+    backoff.final(10, 20, True, torch.Generator())
+    assert refit.annealed == 1
+
+
+def test_steps_that_leave_next_to_nothing_are_never_undone():
+    student = Number(1e-9)
+    assert Backoff(Told(student, 9e-4), student, student, 1e-3).final(0, 1, True, torch.Generator()) == 9e-4
+
+
 def test_a_rate_that_does_harm_at_first_is_lowered_until_refits_help():
     _, stuck = evolved(mlp_problem(), method="none")
     _, history = evolved(mlp_problem(), steps=40, learning_rate=0.5)
@@ -179,9 +268,12 @@ def test_the_rate_falls_by_four_and_rises_by_two_and_outlives_a_checkpoint(monke
         problem = mlp_problem()
         return build_refit(halved(problem), problem, RefitConfig(learning_rate=0.1, steps=7, final_steps=10, **config))
 
-    def rates(refit):
+    def rates(refit, **config):
         refit.after_cycle(torch.Generator())
-        refit.final(0, 10, torch.Generator())
+        last = built(**config)
+        last.load_state(refit.state())
+        last.anneal()
+        last.final(0, 10, torch.Generator())
         (between, still), (peak, _) = taken[-2:]
         assert still == between
         return between, peak
@@ -202,7 +294,9 @@ def test_the_rate_falls_by_four_and_rises_by_two_and_outlives_a_checkpoint(monke
         refit.slow_down()
     assert rates(other) == pytest.approx((0.1, 0.1))
     assert rates(refit) == pytest.approx((0.1 * LEAST_SHARE, 0.4 * LEAST_SHARE))
-    assert rates(built(final_learning_rate=0.3)) == pytest.approx((0.1, 0.3))
+    refit = built(final_learning_rate=0.3)
+    refit.slow_down()
+    assert rates(refit, final_learning_rate=0.3) == pytest.approx((0.1 / 4, 0.3))
     assert not built(backoff=False).backs_off and built().backs_off
 
 
@@ -215,6 +309,20 @@ def test_least_squares_with_all_weights_alive_finds_the_teacher_again():
     for weight, layer in zip(student.weights, problem.layers, strict=True):
         torch.testing.assert_close(weight.data, problem.teacher.get_submodule(layer.name).weight.data,
                                    rtol=1e-3, atol=1e-4)
+
+
+def test_inputs_are_augmented_where_networks_run():
+    problem, seen = mlp_problem(), []
+
+    def augment(inputs, generator):
+        seen.append(inputs.device.type)
+        return inputs
+
+    problem = dataclasses.replace(problem, augment=augment)
+    device = torch.device("meta")  # stands for a GPU
+    objective = Objective(problem, RefitConfig(batch=8), device)
+    assert objective(copy.deepcopy(problem.teacher).to(device), torch.Generator()).device.type == "meta"
+    assert seen == ["meta"]
 
 
 def test_none_leaves_the_student_alone():

@@ -60,8 +60,8 @@ class Shown(nn.Module):
 
 
 def lenet():
-    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 10, 3), nn.ReLU(), nn.MaxPool2d(2),
-                         nn.Flatten(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 10))
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 10, 3), nn.ReLU(),
+                         nn.MaxPool2d(2), nn.Flatten(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 10))
 
 
 def units_of(module, inputs):
