@@ -41,7 +41,7 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
     state = codec.decode(path)  # a damaged file need not wait for data and teacher
     config = compose(overrides)
     device = resolve_device(config.device)
-    problem = build_problem(config.problem, config.seed)
+    problem = build_problem(config.problem, config.seed, config.device)
     problem.teacher.to(device)
     if pictures is not None and problem.pictures is None:
         raise ValueError(f"--pictures={pictures!r}: expected nothing, problem={problem.name} has no pictures to draw")

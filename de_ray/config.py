@@ -22,7 +22,7 @@ RANDOM = "random"
 """In place of a path of weights."""
 WORKER_GPUS = 0.4
 """Of a GPU, for each of several workers of refit; evaluators, which stay where they are, have the rest: more than half,
-so that a GPU has one of them."""
+so that a GPU has one of each."""
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
@@ -333,17 +333,17 @@ class RefitConfig:
     backoff: bool = True
     """Whether a refit after which the divergence is more than four times what it was, and more than
     `quantization.negligible`, is undone, and the next ones take a quarter of the rate, which doubles again with each
-    between cycles that halves the divergence. What ends a stage, the last steps after the last cycle and the refit of
-    quantized levels, is undone where it raises the divergence at all. Steps at the end are taken again at a quarter of
-    the rate, three times at most."""
+    between cycles that halves the divergence. What ends a stage, the steps after the last cycle as a whole and the
+    refit of quantized levels, is undone where it raises the divergence, and leaves more than `quantization.negligible`.
+    Such steps are taken again at a quarter of the rate, three times at most, before they are left out."""
     relative: bool = True
     """Whether learning rates, that of quantization included, are relative to the size of each tensor, the root mean
     square of its survivors. Those sizes differ by factors of hundreds once batch norm is folded. False: steps of one
     size for all tensors, which ask for rates of about a tenth."""
     workers: int = 1
-    """Processes that share each batch of distillation, >= 1 and a divisor of `batch`. Each has 0.4 of a GPU where
-    `device` is one, and evaluators the rest unless `pool.gpus` says otherwise; else `threads` threads. Other
-    counts round differently."""
+    """Processes that share each batch of distillation, >= 1 and a divisor of `batch`. Where `device` is a GPU each has
+    one of the cluster's GPUs, beside the evaluator that is there; else `threads` threads. Other counts round
+    differently."""
     damping: float = 0.01
     """Ridge of least_squares and obs, as a share of the mean diagonal of the inputs' Gram matrix, > 0."""
 
@@ -460,7 +460,7 @@ class SweepConfig:
     """Ray actors that evaluate for one trial, >= 0; 0: a trial evaluates in its own process. A trial takes
     `threads` CPUs and each of its actors `pool.threads`, all reserved before it starts."""
     gpus: float = 0.0
-    """GPUs of a trial, >= 0."""
+    """GPUs of a trial, >= 0, such as 0.25 for four trials on each; 0: trials compute on CPUs."""
     metric: str | None = None
     """What the ratio is weighed against: a metric of the report, or divergence (held out). None: the first metric."""
     tolerance: float = 0.01

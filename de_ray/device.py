@@ -31,6 +31,27 @@ def threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
+def products(name: str, device: torch.device) -> Iterator[None]:
+    """Have a block's float32 convolutions and products, backward passes included, in a precision; then restore it.
+
+    Left alone, PyTorch multiplies float32 convolutions in tf32 on GPUs that can.
+
+    Args:
+        name: see `precision`; tf32 where it is that, float32 proper for others.
+        device: where the block computes.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    former = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = former
+
+
+@contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
     """Run a block's convolutions and products in another precision, then restore the former one.
 
@@ -38,18 +59,12 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
         name: float32, tf32 (float32 in and out with products of 10-bit mantissas; no effect on a CPU) or bfloat16.
         device: where the block computes.
     """
-    if name == "bfloat16":
-        with torch.autocast(device.type, torch.bfloat16):
+    with products(name, device):
+        if name == "bfloat16":
+            with torch.autocast(device.type, torch.bfloat16):
+                yield
+        else:
             yield
-    elif name == "tf32" and device.type == "cuda":
-        former = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = former
-    else:
-        yield
 
 
 def warn_of_precision(key: str, name: str, device: torch.device) -> None:
@@ -62,9 +77,12 @@ def warn_of_precision(key: str, name: str, device: torch.device) -> None:
     """
     if name == "tf32" and device.type == "cpu":
         log.warning("%s=tf32 is ignored on a CPU, which computes in float32; bfloat16 is not", key)
-    if name != "float32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
-        log.warning("%s=%s: this GPU, older than Ampere, has no units for it, and may be slower than in float32; set "
-                    "it to float32", key, name)
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
+        if name == "tf32":
+            log.warning("%s=tf32 is ignored on this GPU, which is older than Ampere and computes in float32", key)
+        if name == "bfloat16":
+            log.warning("%s=bfloat16: this GPU, older than Ampere, has no units for it, and may be slower than in "
+                        "float32; set it to float32", key)
     if name == "bfloat16" and device.type == "cpu" and not _computes_bfloat16():
         log.warning("%s=bfloat16: this processor has no instructions for it, and may take ten times as long as in "
                     "float32; set it to float32", key)

@@ -117,9 +117,9 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
     Returns:
         The history: records as dicts.
     """
-    refit = build_refit(student, problem, config.refit, config.threads)
-    state = _restore(folder, fingerprint, student, refit, pool)
+    refit = build_refit(student, problem, config.refit, config.threads, config.pool)
     backoff = Backoff(refit, student, pool, config.quantization.negligible)
+    state = _restore(folder, fingerprint, student, (refit, backoff), pool)
     evolution = settled(config)
     targets = Targets(evolution, problem.layers)
     chunks = range(0, config.refit.final_steps if config.refit.method == "distill" else 0, FINAL_CHUNK)
@@ -170,7 +170,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
         state.history.append(asdict(record))
         state.done += 1
         if folder is not None:
-            checkpoint.save_checkpoint(folder, state.done, {**student.state(), **refit.state()},
+            checkpoint.save_checkpoint(folder, state.done, {**student.state(), **refit.state(), **backoff.state()},
                             {**asdict(state), "fingerprint": fingerprint})
         on_record(record, total)
     return state.history
@@ -215,14 +215,16 @@ def saliency_inputs(problem: Problem, config: Config, student: Student, step: in
     return SaliencyInputs(student, problem, inputs, config.evolution.saliency_batch, generator)
 
 
-def _restore(folder: Path | None, fingerprint: dict, student: Student, refit: Refit, pool: Pool) -> Progress:
+def _restore(folder: Path | None, fingerprint: dict, student: Student, others: tuple[Refit, Backoff],
+             pool: Pool) -> Progress:
     """Continue from the newest checkpoint of a folder, or start afresh where there is none."""
     found = checkpoint.latest(folder) if folder is not None else None
     if found is None:
         return Progress()
     checkpoint.require_same(found.meta, fingerprint)
     student.load_state(found.tensors)
-    refit.load_state(found.tensors)
+    for other in others:
+        other.load_state(found.tensors)
     pool.load(student)
     state = Progress(**{key: found.meta[key] for key in ("done", "progress", "rises", "history")})
     pool.evaluations = state.history[-1]["evaluations"]

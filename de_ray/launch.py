@@ -57,7 +57,7 @@ def refuse_unwritable(arguments: list[str]) -> None:
     Args:
         arguments: of the command line; other folders than the usual ones, and commands that make none, are not checked.
     """
-    if any(argument.startswith("hydra.") or argument.startswith("-") and argument not in ("-m", "--multirun")
+    if any(argument.lstrip("+").startswith("hydra.") or argument.startswith("-") and argument not in ("-m", "--multirun")
            for argument in arguments):
         return
     root = Path("multirun" if {"-m", "--multirun"}.intersection(arguments) else "outputs")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from de_ray import codec
 from de_ray.codec.raw import raw_entry
 from de_ray.config import WORKER_GPUS, Config, PoolConfig
-from de_ray.device import moved, resolve_device, threads
+from de_ray.device import moved, products, resolve_device, threads
 from de_ray.evaluation.build import build_pool
 from de_ray.evaluation.capture import PROBE
 from de_ray.evolve import OnRecord, evolve
@@ -75,7 +75,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     _require_state(problem)
     device = resolve_device(config.device)
     problem.teacher.to(device)
-    with threads(config.threads):
+    with threads(config.threads), products("float32", device):
         student = Student(problem.teacher, problem.layers, device)
         _require_gradients(problem, student)
         earlier = None if config.start is None else _earlier(student, config.start)

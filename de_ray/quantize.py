@@ -177,8 +177,8 @@ def _levels(problem: Problem, config: Config, student: Student,
         return refitted(settings.refit_steps, settings.learning_rate)
     values = student.values()
     placed = refitted(0, settings.learning_rate)
-    allowed = max(measured(), settings.negligible)
-    as_placed = student.values()
+    before, as_placed = measured(), student.values()
+    allowed = max(before, settings.negligible) if math.isfinite(before) else math.inf
     for trial in range(TRIALS):
         student.set_values(values)
         try:
@@ -188,7 +188,7 @@ def _levels(problem: Problem, config: Config, student: Student,
             after = math.inf
         if after <= allowed:
             return layers
-        log.info("undid a refit of levels that raised the divergence from %.4g to %.4g", allowed, after)
+        log.info("undid a refit of levels that raised the divergence from %.4g to %.4g", before, after)
     student.set_values(as_placed)
     return placed
 

@@ -46,7 +46,7 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
     folder.mkdir(parents=True, exist_ok=True)
     mirror = prepare(config, folder)
     with ended_by_sigterm():
-        problem = build_problem(config.problem, config.seed)
+        problem = build_problem(config.problem, config.seed, config.device)
         require_own(problem, config, folder)
         save_config(config, folder)
         tracker = Tracker.start(config.tracking, _name(problem, config), _tags(problem, config),

@@ -58,6 +58,8 @@ class LayerChange:
     @cached_property
     def survivors(self) -> Entries | None:
         """What is left of the changed weight, where that is cheaper than the whole weight."""
+        if not self._pays(0):  # to count would have a GPU waited for
+            return None
         with self.applied() as weight:
             flat = weight.reshape(-1)
             if not self._pays(int(torch.count_nonzero(flat))):

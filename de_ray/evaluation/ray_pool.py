@@ -115,6 +115,9 @@ class RayPool:
             raise ValueError(f"pool.actors={config.actors}: expected at most {places}, which is what the cluster's "
                              f"{resources.get('CPU', 0):g} CPUs and {cluster_gpus:g} GPUs have room for with "
                              f"pool.threads={config.threads} and pool.gpus={self._gpus:g}")
+        if self._gpus and student.weights[0].device.type == "cpu":
+            log.warning("evaluators have GPUs, and this process has none: it takes its CPU for saliencies, refit and "
+                        "reports; start it on a machine with a GPU, or take pool.gpus=0")
         setup = setup.for_device("cuda" if self._gpus else "cpu")
         # Spread: a node that leaves should take few of them along, and object stores and memory are per node. Within a
         # trial of Tune's they take the places that it has reserved, which any strategy of their own would pass by.

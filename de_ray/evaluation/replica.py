@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from de_ray.device import moved, resolve_device, threads, warn_of_precision
+from de_ray.device import moved, products, resolve_device, threads, warn_of_precision
 from de_ray.evaluation.capture import CaptureError, capture
 from de_ray.evaluation.chunks import by_layers
 from de_ray.evaluation.edits import Edit
@@ -71,7 +71,7 @@ class Replica:
         self.student = Student(setup.teacher, setup.layers, self.device)
         self.batches = [moved(batch, self.device) for batch in setup.batches]
         self._hidden: list[Group] = []
-        with threads(self.threads), torch.inference_mode():
+        with threads(self.threads), products("float32", self.device), torch.inference_mode():
             self._runner = self._build_runner(setup.cache_mb)
             # The student is still the teacher here, so that no second network is needed.
             self.teacher_outputs = [self._unchanged(b) for b in range(len(self.batches))]
@@ -110,7 +110,7 @@ class Replica:
             float64 [K]; non-finite where a candidate's divergence is.
         """
         totals = np.zeros(len(candidates))
-        with threads(self.threads), torch.inference_mode():
+        with threads(self.threads), products("float32", self.device), torch.inference_mode():
             for group in by_layers(candidates):
                 self._runner.next_call()
                 changes = [self._runner.changes(candidates[k]) for k in group]

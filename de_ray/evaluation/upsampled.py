@@ -99,13 +99,13 @@ def _folded(weight: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     """[R, C, ...] -> [phases * R, C, taps...], with input channels innermost in memory."""
     rows, columns = weight.shape[:2]
     places = weight.flatten(2).transpose(1, 2)  # [R, k, C], k all places of the kernel
-    found = torch.matmul(_fold(axes).to(weight), places)  # [R, phases * taps, C]
+    found = torch.matmul(_fold(axes, weight.dtype, weight.device), places)  # [R, phases * taps, C]
     found = found.unflatten(1, (-1, math.prod(axis.taps for axis in axes))).transpose(0, 1).flatten(0, 1)
     return found.transpose(1, 2).unflatten(2, [axis.taps for axis in axes])
 
 
 @lru_cache(maxsize=256)
-def _fold(axes: tuple[Axis, ...]) -> Tensor:
+def _fold(axes: tuple[Axis, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """[phases * taps, k]: which places of the kernel each tap of a phase adds up."""
     fold = torch.ones(1, 1, 1)
     for axis in axes:
@@ -114,4 +114,4 @@ def _fold(axes: tuple[Axis, ...]) -> Tensor:
             for t, offset in enumerate(row):
                 one[p, offset - min(row), t] = 1
         fold = torch.kron(fold, one)
-    return fold.flatten(0, 1)
+    return fold.flatten(0, 1).to(device, dtype)

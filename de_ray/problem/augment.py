@@ -7,6 +7,7 @@ from torch import Tensor
 
 from de_ray.checks import require_choice
 from de_ray.config import AUGMENTATIONS
+from de_ray.device import moved
 from de_ray.problem.base import Augment
 
 REACH = 1
@@ -34,9 +35,9 @@ def shift(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Ten
     n, channels, height, width = inputs.shape
     padded = inputs.min().repeat(n, channels, height + 2 * REACH, width + 2 * REACH)
     padded[:, :, REACH:-REACH, REACH:-REACH] = inputs
-    offsets = torch.randint(2 * REACH + 1, (2, n, 1), generator=generator, device=generator.device).to(inputs.device)
-    still = torch.rand((n, 1), generator=generator, device=generator.device).to(inputs.device) >= share
-    offsets = torch.where(still, REACH, offsets)
+    offsets = torch.randint(2 * REACH + 1, (2, n, 1), generator=generator, device=generator.device)
+    still = torch.rand((n, 1), generator=generator, device=generator.device) >= share
+    offsets = moved(torch.where(still, REACH, offsets), inputs.device)
     rows = offsets[0] + torch.arange(height, device=inputs.device)  # [N, H]
     columns = offsets[1] + torch.arange(width, device=inputs.device)  # [N, W]
     sample = torch.arange(n, device=inputs.device)[:, None, None]
@@ -75,12 +76,13 @@ def paste(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
         [N, C, H, W], a new tensor.
     """
     n, _, *sizes = images.shape
-    partner = torch.randint(n, (n,), generator=generator, device=generator.device).to(images.device)
-    pasted = torch.rand((n, 1), generator=generator, device=generator.device).to(images.device) < share
+    partner = moved(torch.randint(n, (n,), generator=generator, device=generator.device), images.device)
+    pasted = moved(torch.rand((n, 1), generator=generator, device=generator.device) < share, images.device)
     places, inside = [], []
     for size in sizes:
         along = torch.arange(size, device=images.device)
-        centre, extent, beside = torch.rand((3, n, 1), generator=generator, device=generator.device).to(images.device)
+        drawn = torch.rand((3, n, 1), generator=generator, device=generator.device)
+        centre, extent, beside = moved(drawn, images.device)
         inside.append((along - size * centre).abs() < size / 2 * extent)  # [N, size]
         offset = (DISPLACED * size * (2 * beside - 1)).round().long()
         places.append((along + offset).clamp(0, size - 1))  # [N, size]

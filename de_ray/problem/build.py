@@ -36,12 +36,14 @@ CLASSIFIERS = {
 PROBLEMS = (*CLASSIFIERS, *DETECTORS, "custom")
 
 
-def build_problem(config: ProblemConfig, seed: int) -> Problem:
+def build_problem(config: ProblemConfig, seed: int, device: str = "cpu") -> Problem:
     """The problem that `config` describes; trains its teacher where none is given or cached.
 
     Args:
         config: what to compress.
         seed: the run's, of the draw of calibration inputs. The teacher has its own.
+        device: where a detector looks through all images, for `problem.data.draw=objects`; see `resolve_device`. The
+            problem itself is on the CPU.
 
     Raises:
         ValueError: for an unknown name, layers or sizes outside their ranges, data or weights that are damaged.
@@ -53,11 +55,11 @@ def build_problem(config: ProblemConfig, seed: int) -> Problem:
     if config.name in DARKNETS:
         from de_ray.problem.detection_problem import build_detector
 
-        return build_detector(config, seed)
+        return build_detector(config, seed, device)
     if config.name == "ultralytics":
         from de_ray.problem.ultralytics_problem import build_ultralytics
 
-        return build_ultralytics(config, seed)
+        return build_ultralytics(config, seed, device)
     if config.name == "fashion_scenes":
         from de_ray.problem.scenes_problem import build_scenes
 

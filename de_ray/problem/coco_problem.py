@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from de_ray.checks import require
 from de_ray.config import ProblemConfig
+from de_ray.device import resolve_device
 from de_ray.problem.annotations import read_annotations
 from de_ray.problem.base import Divergence, Output, Problem
 from de_ray.problem.cache import cache_folder, kept
@@ -54,7 +55,7 @@ class Detector:
     """The same with `problem.data.emphasis`, for refit."""
 
 
-def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Path) -> Problem:
+def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Path, device: str = "cpu") -> Problem:
     """A detector with COCO's images: inputs are bytes [M, 3, S, S], outputs raw heads.
 
     Unlabelled inputs are the images of `train2017` and of further folders; the held-out ones are `val2017`'s, whose
@@ -65,6 +66,7 @@ def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Pat
         seed: of the draw of inputs.
         detector: the network.
         root: see `find_coco`.
+        device: see `build_problem`.
 
     Raises:
         FileNotFoundError, ValueError: naming the key or the file at fault.
@@ -86,7 +88,7 @@ def coco_problem(config: ProblemConfig, seed: int, detector: Detector, root: Pat
     held_out, letterboxes = load_images(annotations.files, size, config.data.workers, annotations.sizes)
     chances = None
     if config.data.draw == "objects":
-        chances = LEAST_CHANCE + expected_objects(detector, inputs)
+        chances = LEAST_CHANCE + expected_objects(detector, inputs, device)
         calibration = inputs[draw_sample(len(inputs), chances, most, torch.Generator().manual_seed(seed))]
     else:
         place = {int(index): position for position, index in enumerate(usable)}
@@ -122,13 +124,18 @@ def _digest(files: Sequence[Path]) -> str:
     return hashlib.sha256("\n".join(f"{file.name} {file.stat().st_size}" for file in files).encode()).hexdigest()
 
 
-def expected_objects(detector: Detector, images: Tensor) -> Tensor:
+def expected_objects(detector: Detector, images: Tensor, device: str = "cpu") -> Tensor:
     """float32 [M]: the sum of the scores of what the teacher finds in each image [M, 3, S, S]; kept in the cache."""
+    teacher = detector.teacher
+
     def compute() -> Tensor:
         log.info("how many objects the teacher expects in each of %d images", len(images))
-        return torch.tensor([float(each.scores.sum()) for each in find(detector.teacher, detector.detect, images)])
+        try:
+            found = find(teacher.to(resolve_device(device)), detector.detect, images)
+        finally:
+            teacher.to("cpu")
+        return torch.tensor([float(each.scores.sum()) for each in found])
 
-    teacher = detector.teacher
     return kept("objects", [OBJECTS_RECIPE, repr(teacher), *teacher.state_dict().values(), images], compute)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
+from de_ray.device import moved
 from de_ray.problem.augment import paste
 from de_ray.problem.coco import GREY
 from de_ray.problem.sampling import draw_batch
@@ -34,12 +35,17 @@ class Mosaics:
     chances: Tensor | None = None
     """float32 [M] >= 0: how often each is taken, in proportion; None: all alike."""
 
-    def draw(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Mosaics of four, one for each of the inputs [N, 3, S, S], of their shape, in [0, 1]."""
+    def draw(self, inputs: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
+        """Mosaics of four in the place of some of the inputs [N, 3, S, S] in [0, 1]: a new tensor of their shape.
+
+        `wanted` is bool [N], on the CPU.
+        """
         images = inputs if self.images is None else self.images
-        quarters = draw_batch(len(images), self.chances, 4 * len(inputs), generator).view(4, -1).to(images.device)
-        a, b, c, d = (avg_pool2d(_unit(images[quarter].to(inputs.device)), 2) for quarter in quarters)
-        return torch.cat([torch.cat([a, b], 3), torch.cat([c, d], 3)], 2)
+        quarters = draw_batch(len(images), self.chances, 4 * len(inputs), generator).view(4, -1)[:, wanted]
+        a, b, c, d = (avg_pool2d(_unit(moved(images[moved(quarter, images.device)], inputs.device)), 2)
+                      for quarter in quarters)
+        places = moved(wanted.nonzero().flatten(), inputs.device)
+        return inputs.index_copy(0, places, torch.cat([torch.cat([a, b], 3), torch.cat([c, d], 3)], 2))
 
 
 def augment_detection(inputs: Tensor, generator: torch.Generator, share: float, mosaics: Mosaics) -> Tensor:
@@ -65,7 +71,7 @@ def augment_detection(inputs: Tensor, generator: torch.Generator, share: float, 
     images = _unit(inputs)
     changed = _uniform(generator, count) < share
     mosaic = _uniform(generator, count) < mosaics.share
-    images = torch.where(_shaped(mosaic, images), mosaics.draw(images, generator), images)
+    images = mosaics.draw(images, mosaic, generator)
     images = _colours(images, generator)
     images = paste(_moved(images, generator), generator, PASTED)
     if not inputs.is_floating_point():
@@ -89,14 +95,14 @@ def _log_uniform(generator: torch.Generator, count: int, bounds: tuple[float, fl
 
 def _shaped(values: Tensor, images: Tensor) -> Tensor:
     """[N] -> [N, 1, 1, 1], beside the images."""
-    return values.to(images.device)[:, None, None, None]
+    return moved(values, images.device)[:, None, None, None]
 
 
 def _colours(images: Tensor, generator: torch.Generator) -> Tensor:
     count = len(images)
     contrast = _shaped(_log_uniform(generator, count, CONTRAST), images)
     brightness = _shaped(_uniform(generator, count, -BRIGHTNESS, BRIGHTNESS), images)
-    tint = 1 + TINT * (2 * torch.rand((count, 3, 1, 1), generator=generator) - 1).to(images.device)
+    tint = 1 + TINT * moved(2 * torch.rand((count, 3, 1, 1), generator=generator) - 1, images.device)
     mean = images.mean((1, 2, 3), keepdim=True)
     return (((images - mean) * contrast + mean + brightness) * tint).clamp_(0, 1)
 
@@ -112,6 +118,6 @@ def _moved(images: Tensor, generator: torch.Generator) -> Tensor:
     matrix = torch.zeros(count, 2, 3)  # from the result's coordinates in [-1, 1] to the image's
     matrix[:, 0, 0], matrix[:, 1, 1] = flip / zoom, 1 / zoom
     matrix[:, 0, 2], matrix[:, 1, 2] = shift
-    grid = affine_grid(matrix.to(images.device), list(images.shape), align_corners=False)
+    grid = affine_grid(moved(matrix, images.device), list(images.shape), align_corners=False)
     grey = GREY / 255  # zeros come in from outside
     return (grid_sample(images - grey, grid, align_corners=False) + grey).clamp_(0, 1)

@@ -22,12 +22,13 @@ PUBLISHED = "https://pjreddie.com/media/files/"
 """Where weights can be downloaded."""
 
 
-def build_detector(config: ProblemConfig, seed: int) -> Problem:
+def build_detector(config: ProblemConfig, seed: int, device: str = "cpu") -> Problem:
     """The problem of `problem=yolov3` or `problem=yolov3_tiny`, see `coco_problem`.
 
     Args:
         config: what to compress.
         seed: of the draw of inputs and of random weights.
+        device: see `build_problem`.
 
     Raises:
         FileNotFoundError: weights or images that are not there, all of them in one message.
@@ -48,7 +49,7 @@ def build_detector(config: ProblemConfig, seed: int) -> Problem:
     number = classes(sections)
     detector = Detector(teacher, architecture, number, partial(detect, heads=teacher.heads),
                         detection_divergence(number), detection_divergence(number, emphasis=config.data.emphasis))
-    return coco_problem(config, seed, detector, root)
+    return coco_problem(config, seed, detector, root, device)
 
 
 def build_darknet(name: str) -> Darknet:

@@ -21,12 +21,13 @@ PUBLISHED = "https://github.com/ultralytics/assets/releases"
 """Where checkpoints can be downloaded."""
 
 
-def build_ultralytics(config: ProblemConfig, seed: int) -> Problem:
+def build_ultralytics(config: ProblemConfig, seed: int, device: str = "cpu") -> Problem:
     """The problem of `problem=ultralytics`, see `coco_problem`; of a segmenter, masks are compressed and measured too.
 
     Args:
         config: what to compress.
         seed: of the draw of inputs and of random weights.
+        device: see `build_problem`.
 
     Raises:
         FileNotFoundError: weights or images that are not there, all of them in one message.
@@ -42,7 +43,7 @@ def build_ultralytics(config: ProblemConfig, seed: int) -> Problem:
     detector = Detector(teacher, ULTRALYTICS + architecture, teacher.head.classes, partial(detect, head=teacher.head),
                         AnchorFreeDivergence(teacher.head), AnchorFreeDivergence(teacher.head, config.data.emphasis))
     _say(teacher, architecture)
-    return coco_problem(config, seed, detector, root)
+    return coco_problem(config, seed, detector, root, device)
 
 
 def _network(config: ProblemConfig, seed: int, lacking: list[str]) -> nn.Module | None:

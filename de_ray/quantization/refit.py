@@ -69,8 +69,9 @@ class _Step(nn.Module):
         self.module, self._objective = module, objective
 
     def forward(self, generator: torch.Generator) -> Tensor:
-        loss = self._objective(self.module, generator)
-        loss.backward()
+        with self._objective.products():
+            loss = self._objective(self.module, generator)
+            loss.backward()
         return loss.detach()
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from de_ray.config import RefitConfig
+from de_ray.config import PoolConfig, RefitConfig
 from de_ray.problem.base import Problem
 from de_ray.problem.sampling import draw_sample
 from de_ray.refit.columns import refit_columns
@@ -14,6 +14,7 @@ from de_ray.refit.distill import Distiller
 from de_ray.refit.least_squares import refit_rows
 from de_ray.student import Student
 
+SERIAL = PoolConfig(kind="serial")
 CLOSED_INPUTS = 4096
 """Inputs of a closed-form refit: several times the number of unknowns of the widest row of a LeNet."""
 CUT, RAISE = 4.0, 2.0
@@ -34,8 +35,8 @@ class Refit(Protocol):
         """Refit between two cycles."""
         ...
 
-    def slow_down(self) -> None:
-        """Take smaller steps from here on."""
+    def slow_down(self) -> bool:
+        """Take smaller steps from here on; False where they are the smallest already."""
         ...
 
     def speed_up(self) -> None:
@@ -67,8 +68,9 @@ class NoRefit:
     def after_cycle(self, generator: torch.Generator) -> None:
         """See `Refit.after_cycle`."""
 
-    def slow_down(self) -> None:
+    def slow_down(self) -> bool:
         """See `Refit.slow_down`."""
+        return False
 
     def speed_up(self) -> None:
         """See `Refit.speed_up`."""
@@ -111,7 +113,8 @@ class DistillRefit:
     again.
     """
 
-    def __init__(self, student: Student, problem: Problem, config: RefitConfig, threads: int) -> None:
+    def __init__(self, student: Student, problem: Problem, config: RefitConfig, threads: int,
+                 pool: PoolConfig) -> None:
         self._config = config
         self.backs_off = config.backoff
         self._share = 1.0  # of the configured rate
@@ -120,15 +123,16 @@ class DistillRefit:
         else:
             from de_ray.refit.parallel import ParallelDistiller  # Ray Train takes seconds to import
 
-            self._distiller = ParallelDistiller(student, problem, config, threads)
+            self._distiller = ParallelDistiller(student, problem, config, threads, pool)
 
     def after_cycle(self, generator: torch.Generator) -> None:
         """See `Refit.after_cycle`."""
         self._distiller.run(self._config.steps, lambda _: self._share * self._config.learning_rate, generator)
 
-    def slow_down(self) -> None:
+    def slow_down(self) -> bool:
         """See `Refit.slow_down`."""
-        self._share = max(LEAST_SHARE, self._share / CUT)
+        former, self._share = self._share, max(LEAST_SHARE, self._share / CUT)
+        return self._share < former
 
     def speed_up(self) -> None:
         """See `Refit.speed_up`."""
@@ -155,10 +159,11 @@ class DistillRefit:
         self._share = float(state["refit.share"])
 
 
-def build_refit(student: Student, problem: Problem, config: RefitConfig, threads: int = 1) -> Refit:
-    """The configured refit of a student; `threads` are those of each further worker."""
+def build_refit(student: Student, problem: Problem, config: RefitConfig, threads: int = 1,
+                pool: PoolConfig = SERIAL) -> Refit:
+    """The configured refit of a student; several workers have `threads` each, or the GPUs that the pool leaves."""
     if config.method == "none":
         return NoRefit()
     if config.method in ("least_squares", "obs"):
         return ClosedRefit(student, problem, config)
-    return DistillRefit(student, problem, config, threads)
+    return DistillRefit(student, problem, config, threads, pool)

@@ -57,14 +57,15 @@ class Distiller:
             parameter.requires_grad_(True)
         try:
             module = self._wrap(student.module) if steps else student.module
-            for step in range(steps):
-                loss = self._objective(module, generator)
-                self._optimizer.zero_grad()
-                loss.backward()
-                self._optimizer.step(learning_rate(step))
-                for weight, mask in zip(student.weights, masks, strict=True):
-                    weight.data.mul_(mask)
-                losses.append(loss.detach())
+            with self._objective.products():
+                for step in range(steps):
+                    loss = self._objective(module, generator)
+                    self._optimizer.zero_grad()
+                    loss.backward()
+                    self._optimizer.step(learning_rate(step))
+                    for weight, mask in zip(student.weights, masks, strict=True):
+                        weight.data.mul_(mask)
+                    losses.append(loss.detach())
         finally:
             for parameter in self._parameters:
                 parameter.requires_grad_(False)

@@ -1,6 +1,7 @@
 """What every refit minimises: how far a network is from the teacher on random inputs, without labels."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from de_ray.config import RefitConfig
-from de_ray.device import moved, precision, warn_of_precision
+from de_ray.device import moved, precision, products, warn_of_precision
 from de_ray.problem.base import Output, Problem
 from de_ray.problem.sampling import draw_batch
 
@@ -56,6 +57,10 @@ class Objective:
                 expected = self._expected(inputs)
             found = forward(inputs)
         return (problem.objective or problem.divergence)(expected, found).mean()
+
+    def products(self) -> AbstractContextManager[None]:
+        """Around whole steps: backward passes are to multiply as forward passes do."""
+        return products(self._config.precision, self._device)
 
     @torch.no_grad()
     def _expected(self, inputs: Tensor) -> Output:

@@ -19,14 +19,17 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from de_ray import device as devices
+from de_ray.checks import require
 from de_ray.cluster.join import ensure_ray
-from de_ray.config import WORKER_GPUS, RefitConfig
+from de_ray.config import WORKER_GPUS, PoolConfig, RefitConfig
 from de_ray.problem.base import Problem
 from de_ray.refit.distill import Distiller, diverged
 from de_ray.student import Student
 
 SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 """Relative paths in the problem's inputs stay what they are."""
+STARTS = 20
+"""How often, at most, Ray Train looks for the workers' places anew, half a minute each time; left alone, for ever."""
 
 
 class ParallelDistiller:
@@ -37,12 +40,19 @@ class ParallelDistiller:
         problem: inputs, teacher, divergence, augmentation.
         config: `workers` besides what `Distiller` uses.
         threads: of each worker, on a CPU.
+        pool: of the evaluators, which have the same GPUs.
+
+    Raises:
+        ValueError: the cluster has fewer GPUs than there are to be workers, and no autoscaler that would make some.
     """
 
-    def __init__(self, student: Student, problem: Problem, config: RefitConfig, threads: int) -> None:
+    def __init__(self, student: Student, problem: Problem, config: RefitConfig, threads: int,
+                 pool: PoolConfig) -> None:
         ensure_ray()
-        self._student, self._config, self._threads = student, config, threads
+        self._student, self._config, self._threads, self._gpus = student, config, threads, worker_gpus(pool)
         self._device = student.weights[0].device.type
+        if self._device == "cuda" and not pool.autoscale:
+            require_gpus(config.workers)
         self._moments: dict[str, Tensor] = {}
         # Metrics and pictures hold what workers have no use for.
         teacher = problem.teacher.to("cpu")
@@ -72,13 +82,14 @@ class ParallelDistiller:
         job = {"problem": self._problem, "config": self._config, "threads": self._threads, "outbox": outbox,
                "state": ray.put({**self._student.state(), **self._moments}),
                "rates": [learning_rate(step) for step in range(steps)], "generator": generator.get_state()}
-        resources = {"CPU": 0, "GPU": WORKER_GPUS} if self._device == "cuda" else {"CPU": 0, "memory": 2**20}
+        resources = {"CPU": 0, "GPU": self._gpus} if self._device == "cuda" else {"CPU": 0, "memory": 2**20}
         trainer = TorchTrainer(
             _work, train_loop_config=job,
             scaling_config=train.ScalingConfig(num_workers=self._config.workers, use_gpu=self._device == "cuda",
                                                resources_per_worker=resources),
             torch_config=TorchConfig(backend="nccl" if self._device == "cuda" else "gloo"),
-            run_config=train.RunConfig(name="refit", worker_runtime_env={"env_vars": SETTINGS}))
+            run_config=train.RunConfig(name="refit", worker_runtime_env={"env_vars": SETTINGS},
+                                       failure_config=train.FailureConfig(controller_failure_limit=STARTS)))
         try:
             trainer.fit()
         except train.TrainingFailedError as error:
@@ -92,6 +103,20 @@ class ParallelDistiller:
         self._student.set_values(values)
         generator.set_state(state)
         return loss
+
+
+def worker_gpus(pool: PoolConfig) -> float:
+    """Of a GPU, what a worker is given: what the evaluators leave of it, so that there is no place for two workers."""
+    share = 1 - WORKER_GPUS if pool.gpus is None else pool.gpus
+    if pool.kind == "serial" or not 0 < share < 1:
+        return 1.0
+    return round(1 - share * int(1 / share), 4) or 1.0
+
+
+def require_gpus(workers: int) -> None:
+    """Raise `ValueError` where workers would wait for ever for a GPU each, which NCCL asks for."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    require(workers <= gpus, "refit.workers", workers, f"at most {gpus}, the number of the cluster's GPUs")
 
 
 @ray.remote(num_cpus=0)

@@ -10,6 +10,7 @@ from ray import tune
 from de_ray.cluster.join import ensure_ray
 from de_ray.checks import require_choice
 from de_ray.config import Config, TrackingConfig
+from de_ray.device import resolve_device
 from de_ray.problem.base import Problem
 from de_ray.quantization.sweep import quiet, signals_restored
 from de_ray.results import read_report
@@ -46,6 +47,8 @@ def run_sweep(problem: Problem, config: Config, folder: Path, tracker: Tracker) 
         own_config(base, sweep, point)  # a mistake need not wait for Ray
     if sweep.metric not in (None, "divergence"):
         require_choice("sweep.metric", sweep.metric, ("divergence", *problem.metrics(problem.teacher)))
+    if not sweep.gpus and resolve_device(config.device).type == "cuda":
+        log.warning("trials compute on CPUs; sweep.gpus=0.25, say, has four of them share a GPU")
     log.info("%d compressions: trials 0 to %d", len(found), len(found) - 1)
     ensure_ray()
     _require_room(bundles(base, sweep))

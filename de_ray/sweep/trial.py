@@ -6,6 +6,7 @@ from pathlib import Path
 from ray import tune
 
 from de_ray import checkpoint
+from de_ray.checks import require
 from de_ray.config import Config, SweepConfig, TrackingConfig
 from de_ray.evolve import Record
 from de_ray.pipeline import run
@@ -26,9 +27,13 @@ def own_config(base: Config, sweep: SweepConfig, point: Point) -> Config:
     Raises:
         ValueError, OmegaConfBaseException: a value of the point is not allowed.
     """
-    # Of GPUs they have what `bundles` reserves, which is none unless the configuration says so.
+    # Of GPUs they have what `bundles` reserves, which is none unless the configuration says so; Ray shows them all to
+    # those that have none, and by other numbers to those that have some.
+    require(base.device.partition(":")[0] != "cuda" or sweep.gpus > 0, "device", base.device,
+            "auto or cpu, or sweep.gpus, what each trial has of a GPU, above 0")
+    device = "cuda" if sweep.gpus and base.device != "cpu" else "cpu"
     pool = replace(base.pool, kind="ray" if sweep.actors else "serial", actors=sweep.actors, gpus=base.pool.gpus or 0.0)
-    single = replace(base, sweep=None, resume=None, pool=pool, tracking=TrackingConfig(enabled=False))
+    single = replace(base, device=device, sweep=None, resume=None, pool=pool, tracking=TrackingConfig(enabled=False))
     return configure(single, point)
 
 
@@ -64,7 +69,7 @@ def compress_trial(config: dict, problem: Problem, base: Config, sweep: SweepCon
         tune.report({DONE: True})
         return
     if mine.seed != base.seed:
-        problem = build_problem(mine.problem, mine.seed)  # which draws calibration inputs of its own
+        problem = build_problem(mine.problem, mine.seed, mine.device)  # which draws calibration inputs of its own
     here.mkdir(parents=True, exist_ok=True)
     save_config(mine, here)
     # At its own sparsity a trial has its longest refit still to come: no time to judge it.

@@ -8,10 +8,11 @@ import pytest
 import ray
 import torch
 
-from de_ray.config import RefitConfig
+from de_ray.config import PoolConfig, RefitConfig
 from de_ray.evolution.candidate import ZeroingSet
 from de_ray.problem.measure import mean_divergence
 from de_ray.refit.build import build_refit
+from de_ray.refit.parallel import require_gpus, worker_gpus
 from de_ray.student import Student
 from tests.networks import mlp_problem
 
@@ -75,6 +76,19 @@ def in_this_process(no_session, monkeypatch):
     monkeypatch.setattr("de_ray.refit.parallel.TorchTrainer", InThisProcess)
     monkeypatch.setattr("ray.train.get_context", lambda: context)
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("kind", "evaluators", "left"), [
+    ("ray", None, 0.4), ("serial", None, 1.0), ("ray", 0.0, 1.0), ("ray", 1.0, 1.0), ("ray", 0.5, 1.0), ("ray", 0.3, 0.1)])
+def test_no_two_workers_have_room_on_one_gpu_beside_its_evaluators(kind, evaluators, left):
+    assert worker_gpus(PoolConfig(kind, gpus=evaluators)) == pytest.approx(left)
+
+
+def test_more_workers_than_gpus_are_refused_rather_than_waited_for(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0, "CPU": 8.0})
+    require_gpus(1)
+    with pytest.raises(ValueError, match=r"refit\.workers=2: expected at most 1, the number of the cluster's GPUs"):
+        require_gpus(2)
 
 
 def test_a_divergence_that_explodes_is_the_same_error_as_with_one_worker(in_this_process):

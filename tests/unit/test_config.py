@@ -119,7 +119,7 @@ def test_a_working_folder_that_cannot_be_written_to_is_told_before_hydra_stumble
         refuse_unwritable(["seed=1"])
     with pytest.raises(PermissionError, match=r"multirun cannot be written to.*hydra\.sweep\.dir"):
         refuse_unwritable(["-m", "seed=1,2"])
-    for arguments in (["hydra.run.dir=elsewhere"], ["--help"], ["--cfg", "job"]):
+    for arguments in (["hydra.run.dir=elsewhere"], ["++hydra.run.dir=elsewhere"], ["--help"], ["--cfg", "job"]):
         refuse_unwritable(arguments)
     (tmp_path / "outputs").mkdir()  # another file system's, say
     refuse_unwritable([])

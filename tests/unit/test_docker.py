@@ -110,13 +110,15 @@ def launched(tmp_path_factory):
         yield config, boto3.client("ec2", region)
 
 
-def test_the_head_does_no_work_and_gpu_workers_come_and_go(launched):
+def test_the_heads_gpu_is_the_drivers_alone_and_gpu_workers_come_and_go(launched):
     config, _ = launched
     head, worker = config["available_node_types"]["head"], config["available_node_types"]["gpu_worker"]
-    assert config["head_node_type"] == "head" and head["resources"] == {"CPU": 0} and head["max_workers"] == 0
+    assert config["head_node_type"] == "head" and head["resources"]["CPU"] == 0 == head["resources"]["GPU"] and head["max_workers"] == 0
     assert worker["min_workers"] == 0 and worker["max_workers"] == config["max_workers"] > 1
     assert worker["resources"]["GPU"] == 1 and config["idle_timeout_minutes"] == 10
-    assert not config["setup_commands"] and config["docker"]["worker_image"].endswith("gpu")
+    assert not config["setup_commands"]
+    assert config["docker"]["worker_image"].endswith("gpu") and config["docker"]["head_image"].endswith("gpu")
+    assert head["node_config"]["InstanceType"].startswith("g5.")
 
 
 def test_machines_start_with_their_roles_workers_as_spot(launched):
@@ -167,12 +169,13 @@ def test_kuberays_pods_run_the_image_of_this_ray_with_a_token_and_a_shared_volum
     pinned = re.search(r"^ray==(.*)$", (DOCKER / "constraints.txt").read_text(), re.MULTILINE)[1]
     assert spec["rayVersion"] == pinned and spec["authOptions"] == {"mode": "token"}
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-    assert groups[0]["rayStartParams"] == {"num-cpus": "0"} and groups[1]["minReplicas"] == 0
+    assert groups[0]["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"} and groups[1]["minReplicas"] == 0
     for group in groups:
         container, = group["template"]["spec"]["containers"]
         storage = next(e["value"] for e in container["env"] if e["name"] == "DE_RAY_STORAGE")
         assert storage in [mount["mountPath"] for mount in container["volumeMounts"]]
         assert container["resources"]["limits"] == container["resources"]["requests"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1" and container["image"].endswith("gpu")
 
 
 def test_slurms_script_starts_ray_on_every_node_and_runs_the_command_with_its_exit_code(tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from de_ray.config import QuantizationConfig
-from de_ray.device import warn_of_precision
+from de_ray.device import products, warn_of_precision
 from de_ray.evaluation.activations import Activations
 from de_ray.evaluation.capture import CaptureError, capture
 from de_ray.evaluation.chunks import cut
@@ -391,7 +391,23 @@ def test_a_gpu_without_units_for_a_precision_is_told_of(name, capability, told, 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     with caplog.at_level(logging.WARNING):
         warn_of_precision("refit.precision", name, torch.device("cuda:0"))
-    assert (f"refit.precision={name}: this GPU" in caplog.text) == told and len(caplog.records) == told
+    assert ("this GPU" in caplog.text) == told and len(caplog.records) == told
+
+
+@pytest.mark.parametrize(("name", "expected"), [("float32", False), ("bfloat16", False), ("tf32", True)])
+def test_float32_is_float32_on_gpus_whatever_pytorch_would_rather_have(name, expected):
+    """Their flags can be looked at without one."""
+    backends = torch.backends
+    flags = lambda: (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32)  # noqa: E731
+    former = flags()
+    with products(name, torch.device("cuda")):
+        assert flags() == (expected, expected)
+        with products("tf32", torch.device("cuda")):
+            assert flags() == (True, True)
+        assert flags() == (expected, expected)
+    assert flags() == former
+    with products(name, torch.device("cpu")):
+        assert flags() == former
 
 
 @pytest.mark.parametrize(("flags", "told"), [({"avx2": True, "avx512_bf16": False}, True), ({"amx_bf16": True}, False),

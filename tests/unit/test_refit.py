@@ -223,6 +223,7 @@ class Told(NoRefit):
     def __init__(self, student, *divergences):
         self.student, self.divergences, self.steps = student, iter(divergences), []
         self.slower = self.annealed = 0
+        self.slowest = 100
 
     def final(self, start, stop, generator):
         self.steps.append((start, stop, float(torch.rand((), generator=generator))))
@@ -230,6 +231,7 @@ class Told(NoRefit):
 
     def slow_down(self):
         self.slower += 1
+        return self.slower < self.slowest
 
     def anneal(self):
         self.annealed += 1
@@ -247,6 +249,45 @@ def test_what_last_steps_may_leave_and_how_often_they_are_taken_again(last, made
     assert refit.steps == [refit.steps[0]] * len(made), "the same steps, with the same draws"
     backoff.final(10, 20, True, torch.Generator())
     assert refit.annealed == 1
+
+
+@pytest.mark.parametrize(("made", "found"), [
+    ([[3.0], [3.9], [3.8, 3.7, 3.6, 3.5]], 1.0),  # 3.9 is less than four times what was before the first
+    ([[3.0], [5.0, 4.1, 2.0], [1.2, 0.9]], 0.9), ([[0.1], [0.5]], 0.5)])
+def test_last_steps_are_measured_by_what_was_before_the_first_of_them(made, found):
+    student = Number(1.0)
+    backoff = Backoff(Told(student, *sum(made, [])), student, student, 1e-3)
+    for part in range(len(made)):
+        last = backoff.final(10 * part, 10 * part + 10, part == len(made) - 1, torch.Generator())
+    assert last == found == student.divergence
+
+
+def test_what_was_before_the_last_steps_outlives_a_checkpoint():
+    student = Student(mlp_problem().teacher, mlp_problem().layers)
+    pool = Number(1.0)
+    pool.refresh = lambda student: None
+    refit = Told(pool, 2.0)
+    first = Backoff(refit, student, pool, 1e-3)
+    assert first.state() == {}
+    before = student.values()
+    first.final(0, 10, False, torch.Generator())
+    with torch.no_grad():
+        student.weights[0].mul_(3)
+    refit.divergences = iter([1.5] * 4)
+    second = Backoff(refit, student, pool, 1e-3)
+    second.load_state({**student.state(), **first.state()})
+    second.final(10, 20, True, torch.Generator())
+    assert all(torch.equal(value, before[name]) for name, value in student.values().items())
+
+
+def test_steps_are_not_taken_again_at_the_least_rate_and_may_heal_what_is_not_finite():
+    student = Number(1.0)
+    refit = Told(student, 9.0, 9.0)
+    refit.slowest = 2
+    assert Backoff(refit, student, student, 1e-3).final(0, 10, True, torch.Generator()) == 1.0 and refit.slower == 2
+    for before in (np.nan, np.inf):
+        student = Number(before)
+        assert Backoff(Told(student, 7.0), student, student, 1e-3).final(0, 10, True, torch.Generator()) == 7.0
 
 
 def test_steps_that_leave_next_to_nothing_are_never_undone():

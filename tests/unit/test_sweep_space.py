@@ -73,6 +73,19 @@ def test_a_trial_is_one_untracked_compression_in_its_own_process_unless_it_is_gi
     assert bundles(base, base.sweep) == [{"CPU": 1.0}] * 3
 
 
+@pytest.mark.parametrize(("device", "gpus", "found"), [
+    ("auto", 0.0, "cpu"), ("cpu", 0.0, "cpu"), ("auto", 0.25, "cuda"), ("cuda:1", 1.0, "cuda"), ("cpu", 1.0, "cpu")])
+def test_a_trial_takes_no_gpu_but_what_is_reserved_for_it(device, gpus, found):
+    base = compose(["+sweep=tune", f"sweep.gpus={gpus}", f"device={device}"])
+    assert own_config(base, base.sweep, {}).device == found
+
+
+def test_a_sweep_on_gpus_that_reserves_none_says_what_to_set():
+    base = compose(["+sweep=tune", "device=cuda"])
+    with pytest.raises(ValueError, match=r"device='cuda'.*sweep\.gpus"):
+        own_config(base, base.sweep, {})
+
+
 def test_labels_are_short():
     assert label({"evolution.sparsity": 0.9, "quantization.bits": 3}) == "sparsity 0.9, bits 3"
 
