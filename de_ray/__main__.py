@@ -27,7 +27,7 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
         pictures: a PNG to write, of what teacher and file detect in held-out images; for detectors.
     """
     from de_ray import codec
-    from de_ray.device import resolve_device
+    from de_ray.device import products, resolve_device
     from de_ray.files import require_new
     from de_ray.problem.build import build_problem
     from de_ray.problem.measure import measure
@@ -47,11 +47,10 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
         raise ValueError(f"--pictures={pictures!r}: expected nothing, problem={problem.name} has no pictures to draw")
     decoded = codec.fill(copy.deepcopy(problem.teacher), state)
     parameters, size = sum(p.numel() for p in problem.teacher.parameters()), Path(path).stat().st_size
-    print(json.dumps({
-        "problem": problem.name, "parameters": parameters, "file_bytes": size,
-        "ratio": BYTES_A_PARAMETER * parameters / size, "teacher": measure(problem, problem.teacher),
-        "decoded": measure(problem, decoded),
-    }, indent=2))
+    with products("float32", device):
+        measured = {"teacher": measure(problem, problem.teacher), "decoded": measure(problem, decoded)}
+    print(json.dumps({"problem": problem.name, "parameters": parameters, "file_bytes": size,
+                      "ratio": BYTES_A_PARAMETER * parameters / size, **measured}, indent=2))
     if pictures is not None:
         from de_ray.figures import save
 

@@ -77,7 +77,7 @@ class Backoff:
             refit.speed_up()
         return after
 
-    def final(self, start: int, stop: int, last: bool, generator: torch.Generator) -> float:
+    def final(self, start: int, stop: int, last: bool, before: float, generator: torch.Generator) -> float:
         """Steps [start, stop) of the refit after the last cycle, taken again at smaller rates where they do harm.
 
         Steps that anneal have done what they can once they are over: where the last ones leave the student worse than
@@ -86,6 +86,7 @@ class Backoff:
         Args:
             start, stop: see `Refit.final`.
             last: whether no steps follow.
+            before: the divergence on all batches.
             generator: of the draws; every trial draws the same.
 
         Returns:
@@ -101,7 +102,7 @@ class Backoff:
             refit.final(start, stop, generator)
             return self._measured()
         if self._before is None:
-            self._before = self._student.values(), students_divergence(self._pool)
+            self._before = self._student.values(), before
         allowed = self._allowed((1.0 if last else HARM) * self._before[1])
         drawn = generator.get_state()
         for _ in range(TRIALS):

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from de_ray import checkpoint
 from de_ray.backoff import Backoff
@@ -158,7 +157,8 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
         else:
             start = chunks[step - config.evolution.cycles]
             stop = min(start + FINAL_CHUNK, config.refit.final_steps)
-            divergence = backoff.final(start, stop, stop == config.refit.final_steps, generator)
+            divergence = backoff.final(start, stop, stop == config.refit.final_steps, divergence,
+                                       generator)
         if not np.isfinite(divergence):
             raise FloatingPointError(f"the student's divergence is {divergence} after cycle {step + 1}; lower "
                                      "refit.learning_rate or evolution.sparsity, or take more cycles")

@@ -10,7 +10,7 @@ import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from de_ray.files import write_atomically
 from de_ray.problem.base import Problem
@@ -74,7 +73,7 @@ class _Tensors(nn.Module):
         self.module = module
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
-        return [value for value in tree_leaves(self.module(inputs)) if isinstance(value, Tensor)]
+        return list(_tensors(self.module(inputs)))
 
 
 def to_onnx(module: nn.Module, sample: Tensor) -> bytes:
@@ -182,7 +181,10 @@ def _require_packages() -> None:
 @torch.inference_mode()
 def _require_equal(module: nn.Module, data: bytes, sample: Tensor) -> None:
     expected = module(sample)
-    got = OnnxNetwork(data, expected)(sample)
+    try:
+        got = OnnxNetwork(data, expected)(sample)
+    except RuntimeError as error:  # onnxruntime's own are of that kind
+        raise ValueError(f"the ONNX network does not run: {str(error).strip().splitlines()[0]}") from error
     for (place, ours), (_, theirs) in zip(leaves(expected), leaves(got), strict=True):
         scale = max(float(ours.abs().max()), torch.finfo(torch.float32).tiny)
         difference = float((ours - theirs).abs().max()) / scale
@@ -191,11 +193,20 @@ def _require_equal(module: nn.Module, data: bytes, sample: Tensor) -> None:
                              f"largest value: expected at most {TOLERANCE:g}")
 
 
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """All tensors of an output, in order, those of integers too."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping | list | tuple):
+        for value in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(value)
+
+
 def _filled(like: Any, found: Iterator[np.ndarray]) -> Any:
     """A structure like another one, its tensors taken in order."""
     if isinstance(like, Tensor):
         return torch.from_numpy(next(found))
-    if isinstance(like, dict):
+    if isinstance(like, Mapping):
         return {key: _filled(value, found) for key, value in like.items()}
     if isinstance(like, list | tuple):
         parts = [_filled(value, found) for value in like]

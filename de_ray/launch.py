@@ -57,10 +57,11 @@ def refuse_unwritable(arguments: list[str]) -> None:
     Args:
         arguments: of the command line; other folders than the usual ones, and commands that make none, are not checked.
     """
-    if any(argument.lstrip("+").startswith("hydra.") or argument.startswith("-") and argument not in ("-m", "--multirun")
+    sweeps = {"-m", "--multirun"}
+    if any(argument.lstrip("+").startswith("hydra.") or argument.startswith("-") and argument not in sweeps
            for argument in arguments):
         return
-    root = Path("multirun" if {"-m", "--multirun"}.intersection(arguments) else "outputs")
+    root = Path("multirun" if sweeps.intersection(arguments) else "outputs")
     if not os.access(root if root.exists() else Path.cwd(), os.W_OK | os.X_OK):
         key = "hydra.sweep.dir" if root.name == "multirun" else "hydra.run.dir"
         raise PermissionError(f"{root.absolute()} cannot be written to; expected a folder that can, by {key}=FOLDER")

@@ -101,12 +101,12 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                          "saved_evaluations": sum(record["saved_evaluations"] for record in history)}
         with clock.stage("encode"):
             data = codec.encode(quantized.tensors, quantized.raw, problem.architecture, quantized.shared)
-            state = codec.decode(data)
+            state, summary = codec.examine(data)
             _require_equal(state, student.module.state_dict())
             decoded = codec.fill(copy.deepcopy(problem.teacher), state)
         with clock.stage("report"):
             measured = measure(problem, student.module)
-            report = _report(problem, config, quantized, data) | {
+            report = _report(problem, config, quantized, summary) | {
                 "divergence": measured["divergence"], "teacher": problem.metrics(problem.teacher), "pruned": pruned,
                 "student": measured["metrics"], "decoded": problem.metrics(decoded), "decoded_equals_student": True,
                 "history": history}
@@ -197,10 +197,10 @@ def _require_equal(decoded: dict[str, Tensor], student: dict[str, Tensor]) -> No
                                "please report it with the run's folder")
 
 
-def _report(problem: Problem, config: Config, quantized: Quantized, data: bytes) -> dict:
+def _report(problem: Problem, config: Config, quantized: Quantized, file: codec.FileSummary) -> dict:
     """What can be told of the file without running it."""
     parameters = sum(p.numel() for p in problem.teacher.parameters())
-    lines = {line.name: line for line in codec.inspect(data).tensors}
+    lines = {line.name: line for line in file.tensors}
     layers = [{"name": layer.name, "weights": layer.size, "density": lines[layer.parameter].density, "bits": bits,
                "bytes": lines[layer.parameter].payload_bytes}
               for layer, bits in zip(problem.layers, quantized.bits, strict=True)]
@@ -208,7 +208,7 @@ def _report(problem: Problem, config: Config, quantized: Quantized, data: bytes)
     return {
         "problem": problem.name, "method": config.evolution.method, "architecture": problem.architecture,
         "parameters": parameters, "sparsity": 1 - survivors / problem.weights, "layers": layers,
-        "file_bytes": len(data), "ratio": BYTES_A_PARAMETER * parameters / len(data),
+        "file_bytes": file.file_bytes, "ratio": BYTES_A_PARAMETER * parameters / file.file_bytes,
         "bits_per_survivor": 8 * sum(layer["bytes"] for layer in layers) / max(1.0, survivors),
         "trials": [asdict(trial) for trial in quantized.trials], "chosen": asdict(quantized.chosen),
     }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from de_ray.codec.container import misfits
+from de_ray.codec.container import misfits, versioned
 from de_ray.evolution.candidate import Candidate
 from de_ray.problem.base import Layer
 from de_ray.problem.layers import product_of
@@ -100,7 +100,7 @@ class Student:
         for weight, mask, dormant, layer in zip(self.weights, self.masks, self.dormant, self.layers, strict=True):
             mask.copy_(state[layer.parameter] != 0)
             dormant.copy_(torch.where(mask, 0.0, weight))
-        self.module.load_state_dict(state)
+        self.module.load_state_dict(versioned(self.module, state))
 
     def commit(self, candidate: Candidate) -> None:
         """Carry out a candidate's zeroing sets for good."""
@@ -137,7 +137,8 @@ class Student:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned; other entries of `state` are ignored."""
         prefix = "module."
-        self.module.load_state_dict({k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)})
+        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        self.module.load_state_dict(versioned(self.module, own))
         for layer, mask, dormant in zip(self.layers, self.masks, self.dormant, strict=True):
             mask.copy_(state[f"mask.{layer.name}"])
             dormant.copy_(state[f"dormant.{layer.name}"])

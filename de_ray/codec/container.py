@@ -5,6 +5,7 @@
 
 import hashlib
 import zlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,11 @@ def symbols_of(source: str | Path | bytes) -> dict[str, np.ndarray]:
 
 def inspect(source: str | Path | bytes) -> FileSummary:
     """Tensors of a file: shapes, densities, levels, bytes; raises as `decode` does."""
+    return examine(source)[1]
+
+
+def examine(source: str | Path | bytes) -> tuple[dict[str, Tensor], FileSummary]:
+    """What `decode` and `inspect` tell, at the price of one; raises as `decode` does."""
     decoded = _decode(source)
     lines = []
     for entry, tensor in decoded.tensors:
@@ -137,8 +143,8 @@ def inspect(source: str | Path | bytes) -> FileSummary:
         lines.append(TensorSummary(entry.name, entry.shape, entry.size,
                                    float(np.count_nonzero(tensor.symbols)) / max(1, entry.size),
                                    len(np.unique(tensor.symbols[tensor.symbols != 0])), spent))
-    return FileSummary(decoded.architecture, decoded.file_bytes, decoded.file_bytes - decoded.stream_bytes,
-                       tuple(lines))
+    return decoded.state, FileSummary(decoded.architecture, decoded.file_bytes,
+                                      decoded.file_bytes - decoded.stream_bytes, tuple(lines))
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> dict[str, Tensor] | nn.Module:
@@ -171,10 +177,17 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         raise ValueError(f"the file does not fit {type(model).__name__}: {len(odd)} of their {every} tensors differ in "
                          f"name or shape ({', '.join(odd[:4])})")
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(versioned(model, state))
     except RuntimeError as error:  # the module's own hooks
         raise ValueError(f"the file does not fit {type(model).__name__}: {error}") from error
     return model.eval()
+
+
+def versioned(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state dict with the versions of a model's modules, which some of them ask for."""
+    found = OrderedDict(state)
+    found._metadata = getattr(model.state_dict(), "_metadata", {})
+    return found
 
 
 def misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

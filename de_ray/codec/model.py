@@ -240,8 +240,8 @@ def code(symbols, rows, inputs, kernel, width, period, unary, prior, decoding, s
                                 slots[1] = slots[0] + ((1 + negative) * MAX_BUCKET << TREE_BITS)
                                 slots[2] = slots[0]
                             digit = decide((magnitude >> place) & 1, bit_inputs, slots, value_chance, value_seen,
-                                           logits, value_weights, RUNGS - 1 + size, value_shift, stream, state, decoding,
-                                           bits, probabilities, at)
+                                           logits, value_weights, RUNGS - 1 + size, value_shift, stream, state,
+                                           decoding, bits, probabilities, at)
                             if digit < 0:
                                 return -1
                             at += 1

@@ -56,6 +56,17 @@ def capture(module: nn.Module, inputs: Tensor) -> Program:
     return program
 
 
+class _OfOne(nn.Module):
+    """A module called with one argument, whatever its own `forward` is declared to take."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Output:
+        return self.module(inputs)
+
+
 def _exported(module: nn.Module, probe: Tensor) -> Program:
     # Both log warnings of their own for networks that they handle, or whose errors are told here.
     quiet = logging.getLogger("torch")
@@ -63,16 +74,17 @@ def _exported(module: nn.Module, probe: Tensor) -> Program:
     quiet.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.filterwarnings("ignore", ".*_flat_weights", UserWarning)  # of recurrent layers, as lists
-            exported = torch.export.export(module, (probe,), strict=False,
+            # Of what modules keep of a pass; recurrent layers keep their weights as lists, too.
+            warnings.filterwarnings("ignore", ".*(_flat_weights|was assigned during export)", UserWarning)
+            exported = torch.export.export(_OfOne(module), (probe,), strict=False,
                                            dynamic_shapes=({0: torch.export.Dim.AUTO},))
         # An empty table makes in-place operations functional and keeps convolutions and linear layers whole.
         exported = exported.run_decompositions({})
     finally:
         quiet.setLevel(level)
     signature = exported.graph_signature
-    tensors = dict(module.named_parameters(remove_duplicate=False))
-    tensors |= dict(module.named_buffers(remove_duplicate=False))
+    tensors = {f"module.{name}": value for name, value in module.named_parameters(remove_duplicate=False)}
+    tensors |= {f"module.{name}": value for name, value in module.named_buffers(remove_duplicate=False)}
     tensors |= exported.constants
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers,
              **signature.inputs_to_lifted_tensor_constants}

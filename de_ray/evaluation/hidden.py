@@ -198,8 +198,10 @@ class _Tracer:
         before, after = source.meta["val"].shape, node.meta["val"].shape
         if len(before) == len(after) and all(a == b for a, b in zip(before[1:], after[1:], strict=True)):
             return self._same(source, node)
-        places = math.prod(int(n) for n in before[2:])
-        if channels.dim != 1 or len(after) != 2 or int(after[1]) != int(before[1]) * places:
+        if not all(isinstance(n, int) for n in (*before[1:], *after[1:])):  # samples are among them
+            return False
+        places = math.prod(before[2:])
+        if channels.dim != 1 or len(after) != 2 or after[1] != before[1] * places:
             return False
         self._channels[node] = _Channels(1, tuple((group, repeat * places) for group, repeat in channels.pieces),
                                          tuple(size * places for size in channels.sizes))
@@ -212,8 +214,11 @@ class _Tracer:
         for part in parts:
             channels = self._channels.get(part)
             if channels is None:
+                length = part.meta["val"].shape[dim]
+                if not isinstance(length, int):  # samples lie there
+                    return False
                 pieces.append((None, 1))
-                sizes.append(int(part.meta["val"].shape[dim]))
+                sizes.append(length)
             elif channels.dim != dim:
                 return False
             else:

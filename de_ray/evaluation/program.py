@@ -1,10 +1,12 @@
 """A captured network as a list of operations: what depends on what, and running the part that is asked for."""
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
@@ -37,6 +39,8 @@ class Program:
         """Nodes that compute something."""
         self.result_nodes = [node for node in results if isinstance(node, fx.Node)]
         self._derived: dict[tuple, fx.Node] = {}
+        # As they were captured: a SymInt takes up whatever anybody finds out of it, if only by asking for its number.
+        self._sizes = {node: _expressions(node.meta.get("val")) for node in nodes}
 
     def derive(self, target: Callable, *args: Any) -> fx.Node:
         """A further operation on values of the network, which none of its own operations reads.
@@ -57,6 +61,7 @@ class Program:
             self.nodes.insert(1 + max(map(self.nodes.index, node.all_input_nodes)), node)
             self.operations = [one for one in self.nodes if one.op == "call_function"]
             self._derived[key] = node
+            self._sizes[node] = _expressions(node.meta["val"])
         return self._derived[key]
 
     # Dependencies.
@@ -83,22 +88,21 @@ class Program:
 
     def size(self, node: fx.Node, samples: int) -> Any:
         """The number that `is_size` tells of, for a batch of `samples`."""
-        value = node.meta["val"]
-        return self._number(value, samples) if isinstance(value, torch.SymInt) else value
+        value = self._sizes[node]
+        return self._number(value, samples) if isinstance(value, sympy.Basic) else value
 
     def _number(self, value: Any, samples: int) -> int:
-        return _substituted(value.node.expr, self._batch, samples) if isinstance(value, torch.SymInt) else int(value)
+        return _substituted(value, self._batch, samples) if isinstance(value, sympy.Basic) else int(value)
 
     def shape(self, node: fx.Node, samples: int) -> tuple[int, ...]:
         """Of a node's tensor, for a batch of `samples`."""
-        return tuple(self._number(length, samples) for length in node.meta["val"].shape)
+        return tuple(self._number(length, samples) for length in self._sizes[node])
 
     def floats(self, node: fx.Node, samples: int) -> int:
         """Values that a node holds, over all its tensors."""
-        held = node.meta["val"]
-        held = held if isinstance(held, (tuple, list)) else [held]
-        tensors = [one for one in held if isinstance(one, Tensor)]
-        return sum(torch.Size(self._number(n, samples) for n in one.shape).numel() for one in tensors)
+        held = self._sizes[node]
+        tensors = held if isinstance(held, list) else [held]
+        return sum(math.prod(self._number(n, samples) for n in one) for one in tensors if isinstance(one, tuple))
 
     def holds_samples(self, node: fx.Node) -> bool:
         """Whether samples lie along the first axis of a node's tensor and nowhere else; False: nowhere at all.
@@ -108,10 +112,10 @@ class Program:
         """
         if not isinstance(node.meta["val"], Tensor):
             raise LookupError(node.name)
-        shape = node.meta["val"].shape
+        shape = self._sizes[node]
         along = [axis for axis, length in enumerate(shape)
-                 if isinstance(length, torch.SymInt) and self._batch in length.node.expr.free_symbols]
-        if along and (along != [0] or shape[0].node.expr != self._batch):
+                 if isinstance(length, sympy.Basic) and self._batch in length.free_symbols]
+        if along and (along != [0] or shape[0] != self._batch):
             raise LookupError(node.name)
         return bool(along)
 
@@ -188,6 +192,15 @@ def execute(plan: Iterable[fx.Node], last: Mapping[fx.Node, list[fx.Node]], live
         for done in last.get(node, ()):
             if done not in wanted:
                 del live[done]
+
+
+def _expressions(value: Any) -> Any:
+    """What an operation's result is in size: of a tensor a tuple, of several a list, of a number itself."""
+    if isinstance(value, Tensor):
+        return tuple(map(_expressions, value.shape))
+    if isinstance(value, (tuple, list)):
+        return list(map(_expressions, value))
+    return value.node.expr if isinstance(value, torch.SymInt) else value
 
 
 @lru_cache(maxsize=4096)

@@ -47,7 +47,8 @@ def as_inputs(array: np.ndarray | Tensor, key: str) -> Tensor:
     if isinstance(array, Tensor):
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()  # numpy knows no bfloat16
-    require(isinstance(array, np.ndarray), key, type(array).__name__, "an array or a tensor of inputs [N, ...]")
+    require(isinstance(array, np.ndarray), key, type(array).__name__,
+            "one array or tensor of inputs [N, ...]; a module around the network may divide it into several")
     if array.dtype.kind == "f" or array.dtype in (np.bool_, np.uint8):
         with np.errstate(over="ignore"):  # reported below, with the sample
             inputs = torch.from_numpy(array.astype(np.float32))

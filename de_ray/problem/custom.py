@@ -18,8 +18,8 @@ from de_ray.checks import require, require_choice
 from de_ray.config import DIVERGENCES, ProblemConfig
 from de_ray.problem.arrays import as_inputs, load_inputs
 from de_ray.problem.augment import augmentation
-from de_ray.problem.base import Divergence, Layer, Problem
-from de_ray.problem.divergence import make_divergence
+from de_ray.problem.base import Layer, Problem
+from de_ray.problem.divergence import TensorDivergence, kl, make_divergence
 from de_ray.problem.fold import fold_batch_norm
 from de_ray.problem.layers import check_finite, find_layers, told_of_recomputed
 from de_ray.problem.outputs import flatten
@@ -111,6 +111,7 @@ def problem_from_model(
         log.info("calibration on all %d inputs, fewer than the %d asked for", len(inputs), calibration_size)
     distort = augmentation(augment, inputs, augment_share)
     inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed, distort)
+    _require_values(model)
     _tell_of_size(model)
     teacher = _copied(model).cpu().float().eval().requires_grad_(False)
     check_finite(teacher)
@@ -198,8 +199,8 @@ def _copied(model: nn.Module) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         reason, hint = str(error).splitlines()[0], "expected a module that copy.deepcopy copies"
         if "graph leaves" in reason:
-            hint = ("expected parameters that are no function of others; torch.nn.utils.remove_weight_norm and its "
-                    "like undo what made them so")
+            hint = ("expected parameters that are no function of others; torch.nn.utils.remove_weight_norm, "
+                    "prune.remove and their like undo what made them so")
         raise ValueError(f"model={type(model).__name__} cannot be copied: {hint} ({reason})") from error
     for module in copied.modules():
         if isinstance(module, nn.TransformerEncoder):
@@ -221,7 +222,7 @@ def _require_apart(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
+def _probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> None:
     """One forward pass, so that a model and inputs that do not fit are told apart from everything later.
 
     A teacher that changes its inputs is given copies of them from then on.
@@ -235,7 +236,7 @@ def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
             output = teacher(sample)
     except Exception as error:  # the user's code on inputs that may not be meant for it
         raise ValueError(f"the model does not accept calibration {described}: "
-                         f"{type(error).__name__}: {error}") from error
+                         f"{type(error).__name__}: {error}{_hint(error)}") from error
     tensors = flatten(output)
     if not tensors:
         raise ValueError("the model's output holds no floating-point tensor")
@@ -256,7 +257,21 @@ def _probe(teacher: nn.Module, sample: Tensor, divergence: Divergence) -> None:
             raise ValueError("the model's outputs for the same inputs differ from pass to pass: expected one function; "
                              "what draws numbers must not do so in eval mode, F.dropout(x, training=self.training) "
                              "say, and no state may be carried from one pass to the next")
+    if divergence.of_tensors is kl and not sample.is_floating_point() and sample.ndim == 2:
+        for tensor in tensors:  # of a language model, [N, T, V]
+            if tensor.ndim == 3 and tensor.shape[1] == sample.shape[1] != tensor.shape[2]:
+                raise ValueError(f"the model turns {described} into {list(tensor.shape)}, and kl takes dimension 1 for "
+                                 "the classes: expected logits.transpose(1, 2), or divergence=mse")
     divergence(output, output)  # raises where this divergence is not defined on such outputs
+
+
+def _hint(error: Exception) -> str:
+    """What to do about errors of the model's that are of common origin."""
+    if isinstance(error, TypeError) and "argument" in str(error):
+        return "; wrap a network of several inputs in a module that takes them as one tensor and divides it"
+    if "Long" in str(error):
+        return "; token indices are whole numbers of more than 8 bits, as uint8 is taken for pixels"
+    return ""
 
 
 def _passed(teacher: nn.Module, sample: Tensor) -> list[Tensor]:
@@ -285,12 +300,27 @@ def _folded(teacher: nn.Module, sample: Tensor) -> nn.Module:
     return folded
 
 
+def _require_values(model: nn.Module) -> None:
+    """Raise `ValueError` for tensors without values of their own in memory, or that are laid out as sparse ones."""
+    for name, value in [*model.named_parameters(), *model.state_dict().items()]:
+        if not isinstance(value, Tensor):
+            continue
+        if isinstance(value, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            raise ValueError(f"the model's {name} has no shape yet: expected a model that has been called once")
+        if value.is_meta:
+            raise ValueError(f"the model's {name} is on the meta device: expected values, as of model.to_empty "
+                             "and load_state_dict")
+        if value.layout != torch.strided:
+            raise ValueError(f"the model's {name} is sparse ({value.layout}): expected a dense tensor; a buffer that "
+                             "does not change may be registered with persistent=False")
+
+
 def _tell_of_size(model: nn.Module) -> None:
     """Warn of parameters in 16 bits, whose bytes are half of those that ratios are over."""
     types = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
     if short := sorted(types & {"float16", "bfloat16"}):
-        log.warning("the model's parameters are of %s; it is compressed as float32, and ratios are over that size",
-                    " and ".join(short))
+        log.warning("the model's parameters are of %s; it is compressed as float32, ratios are over that size, and the "
+                    "file is for a model in float32, model.float()", " and ".join(short))
 
 
 def _tell_of_dense(teacher: nn.Module, layers: Sequence[Layer]) -> None:
@@ -300,8 +330,8 @@ def _tell_of_dense(teacher: nn.Module, layers: Sequence[Layer]) -> None:
     share = sum(others.values()) / sum(p.numel() for p in teacher.parameters())
     if share > DENSE_SHARE:
         largest = ", ".join(sorted(others, key=others.get, reverse=True)[:3])
-        log.warning("%.0f %% of the parameters stay dense and are rounded alone: they are excluded, of embeddings, or "
-                    "nothing that the network multiplies with (%s, ...)%s", 100 * share, largest,
+        log.warning("%.0f %% of the parameters stay dense and are rounded alone: they are excluded, looked up by rows, "
+                    "as embeddings are, or nothing that the network multiplies with (%s, ...)%s", 100 * share, largest,
                     told_of_recomputed(teacher))
 
 

@@ -12,9 +12,9 @@ sigma. Anchors and classes are summed, since they are independent; what an ancho
 class and box counts for nothing, and an image with many objects weighs more than an empty one.
 
 Most anchors have next to no object, and their many small terms are half of the sum for a student at 90 % sparsity.
-Where a student cannot tell, the least divergence lies at the mean of what the teacher may say, so that objects are seen with
-less confidence than the teacher's. For a refit that shall rather see too much than too little, the terms of an anchor
-can be given 1 + emphasis p_t times their weight.
+Where a student cannot tell, the least divergence lies at the mean of what the teacher may say, so that objects are seen
+with less confidence than the teacher's. For a refit that shall rather see too much than too little, the terms of an
+anchor can be given 1 + emphasis p_t times their weight.
 """
 
 from functools import partial

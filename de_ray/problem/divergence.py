@@ -16,11 +16,11 @@ from torch import Tensor
 
 from de_ray.checks import require_choice
 from de_ray.config import DIVERGENCES
-from de_ray.problem.base import Divergence, Output
+from de_ray.problem.base import Output
 from de_ray.problem.outputs import leaves
 
 
-def make_divergence(kind: str) -> Divergence:
+def make_divergence(kind: str) -> "TensorDivergence":
     """The divergence called kl, mse or cosine.
 
     Returns:

@@ -14,7 +14,7 @@ def flatten(output: Output) -> list[Tensor]:
     Integer, boolean and empty tensors, numbers, strings and None are passed over: no divergence is defined on them.
 
     Raises:
-        ValueError: for other types.
+        ValueError: for other types, complex numbers among them.
     """
     return [tensor for _, tensor in leaves(output)]
 
@@ -22,6 +22,9 @@ def flatten(output: Output) -> list[Tensor]:
 def leaves(output: Output, path: str = "output") -> Iterator[tuple[str, Tensor]]:
     """As `flatten`, each tensor with its place: `output[0]['boxes']`."""
     if isinstance(output, Tensor):
+        if output.is_complex():
+            raise ValueError(f"{path} is {str(output.dtype).removeprefix('torch.')}: expected real numbers, "
+                             "torch.view_as_real(output)")
         if output.is_floating_point() and output.numel():
             yield path, output
     elif isinstance(output, Mapping):

@@ -121,15 +121,16 @@ def _train(objective: Objective, student: Student, layers: list[_Layer], steps: 
         tensor.requires_grad_(True)
     optimizer = Adam(moving, relative)
     step_of = _Step(student.module, objective)
+    names = {layer.name: places_of(step_of, student.module.get_parameter(layer.name)) for layer in layers}
     standing_from = round(LATENT_SHARE * steps)
     try:
         for step in range(steps):
             if step == standing_from:
                 for layer in layers:
                     layer.slots = layer.assign()
-            weights = {f"module.{layer.name}": layer.weight() for layer in layers}
+            weights = {name: weight for layer in layers for weight in [layer.weight()] for name in names[layer.name]}
             optimizer.zero_grad()
-            loss = functional_call(step_of, weights, (generator,))
+            loss = functional_call(step_of, weights, (generator,), tie_weights=False)
             optimizer.step(peak * (1 + math.cos(math.pi * step / steps)) / 2)
         tables = [layer.table.half() for layer in layers]  # as the file holds them
         if not all(value.isfinite().all() for value in (loss, *tables, *moving)):
@@ -139,6 +140,15 @@ def _train(objective: Objective, student: Student, layers: list[_Layer], steps: 
         for tensor in moving:
             tensor.requires_grad_(False)
             tensor.grad = None
+
+
+def places_of(module: nn.Module, parameter: Tensor) -> list[str]:
+    """Names of a parameter, one for each module that holds it.
+
+    `functional_call` would find them by itself, but puts back the wrong tensor into a module that has several names.
+    """
+    return [f"{path}.{name}" if path else name for path, one in module.named_modules()
+            for name, held in one._parameters.items() if held is parameter]
 
 
 def _coded(layer: _Layer, choice: LevelChoice) -> QuantizedTensor:

@@ -1,6 +1,7 @@
 """`python -m de_ray decode` and `export`: what leaves the file is the student, checked by other programs' readers."""
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,28 @@ def test_structured_outputs_keep_their_structure():
     assert got.keys() == expected.keys() and isinstance(got["rest"], tuple) and isinstance(got["rest"][1], list)
     assert torch.allclose(got["rest"][1][0], expected["rest"][1][0], atol=1e-5)
     assert got["count"] == 3
+
+
+class ModelOutput(OrderedDict):
+    """As libraries have them, of which PyTorch's tree of outputs knows nothing."""
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> ModelOutput:
+        scores = self.fc(x)
+        return ModelOutput(scores=scores, best=scores.argmax(1))
+
+
+def test_outputs_of_a_mapping_of_ones_own_are_exported():
+    module, inputs = Wrapped().eval(), torch.randn(5, 4)
+    with torch.inference_mode():
+        expected = module(inputs)
+    got = OnnxNetwork(to_onnx(module, inputs[:2]), expected)(inputs)
+    assert torch.allclose(got["scores"], expected["scores"], atol=1e-6) and torch.equal(got["best"], expected["best"])
 
 
 class Branching(nn.Module):

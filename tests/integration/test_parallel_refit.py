@@ -79,7 +79,8 @@ def in_this_process(no_session, monkeypatch):
 
 
 @pytest.mark.parametrize(("kind", "evaluators", "left"), [
-    ("ray", None, 0.4), ("serial", None, 1.0), ("ray", 0.0, 1.0), ("ray", 1.0, 1.0), ("ray", 0.5, 1.0), ("ray", 0.3, 0.1)])
+    ("ray", None, 0.4), ("serial", None, 1.0), ("ray", 0.0, 1.0), ("ray", 1.0, 1.0), ("ray", 0.5, 1.0),
+    ("ray", 0.3, 0.1)])
 def test_no_two_workers_have_room_on_one_gpu_beside_its_evaluators(kind, evaluators, left):
     assert worker_gpus(PoolConfig(kind, gpus=evaluators)) == pytest.approx(left)
 

@@ -113,7 +113,8 @@ def launched(tmp_path_factory):
 def test_the_heads_gpu_is_the_drivers_alone_and_gpu_workers_come_and_go(launched):
     config, _ = launched
     head, worker = config["available_node_types"]["head"], config["available_node_types"]["gpu_worker"]
-    assert config["head_node_type"] == "head" and head["resources"]["CPU"] == 0 == head["resources"]["GPU"] and head["max_workers"] == 0
+    assert config["head_node_type"] == "head" and head["max_workers"] == 0
+    assert head["resources"]["CPU"] == 0 == head["resources"]["GPU"]
     assert worker["min_workers"] == 0 and worker["max_workers"] == config["max_workers"] > 1
     assert worker["resources"]["GPU"] == 1 and config["idle_timeout_minutes"] == 10
     assert not config["setup_commands"]

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ import de_ray
 from de_ray import codec
 from de_ray.__main__ import main
 from de_ray.config import CRITERIA, EvolutionConfig, QuantizationConfig, RefitConfig
+from de_ray.evaluation.engine import Engine
+from de_ray.evaluation.replica import Replica, ReplicaSetup
+from de_ray.evolution.candidate import ZeroingSet
 from de_ray.problem.custom import problem_from_model
 from de_ray.student import Student
 
@@ -275,6 +279,115 @@ class Locked(Layers):
         self.lock = threading.Lock()
 
 
+class Siamese(nn.Module):
+    """Lays halves of its inputs behind each other along the batch, and takes them apart again in one of several ways.
+
+    With `apart` they are two calls: the same function.
+    """
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(4, 32), nn.Linear(32, 32), nn.Linear(32, 3)
+        self.how = how
+
+    def forward(self, x):
+        left, right = x[:, :4], x[:, 4:]
+        if self.how == "apart":
+            left, right = self.a(left).relu(), self.a(right).relu()
+        else:
+            both = self.a(torch.cat([left, right])).relu()
+            half = both.shape[0] // 2
+            left, right = {"chunk": lambda: both.chunk(2), "split": lambda: both.split(x.shape[0]),
+                           "half": lambda: (both[:half], both[half:]),
+                           "view": lambda: both.view(2, x.shape[0], 32).unbind()}[self.how]()
+        return self.c(self.b((left - right).abs()).relu())
+
+
+@pytest.mark.parametrize("how", ["chunk", "split", "half", "view"])
+def test_candidates_of_a_network_that_concatenates_samples_are_what_they_are_by_two_calls(how):
+    found = []
+    for which in ("apart", how):
+        problem = problem_from_model(Siamese(which), INPUTS, divergence="mse")
+        replica = Replica(ReplicaSetup(problem, 8, "cpu", 1))
+        assert isinstance(replica._runner, Engine)
+        generator = np.random.default_rng(0)
+        candidates = [tuple(ZeroingSet(index, np.sort(generator.choice(layer.size, layer.size // 3, replace=False)))
+                            for index, layer in enumerate(problem.layers) if some in (index, 3))
+                      for some in (0, 1, 2, 3, 0, 1)]
+        found.append(replica.evaluate(candidates, range(len(replica.batches))))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    assert (found[0] > 1e-4).all()
+
+
+class Renamed(Layers):
+    """A module by two names, its weight tied to another module's besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Linear(16, 16)
+        self.same, self.twin = self.c, nn.Linear(16, 16)
+        self.twin.weight = self.c.weight
+
+    def forward(self, x):
+        return self.b(self.twin(self.same(self.a(x).relu())).relu())
+
+
+def test_a_module_by_two_names_is_quantized_as_one(tmp_path):
+    result = compress_quickly(Renamed())
+    assert [layer["name"] for layer in result.report["layers"]] == ["a", "b", "c"]
+    assert result.report["decoded_equals_student"]
+    path = result.save(tmp_path / "student.der")
+    assert torch.equal(de_ray.load(path, model=Renamed())(INPUTS), result.model(INPUTS))
+
+
+class Versioned(Layers):
+    """Refuses state dicts that do not say by which version of it they were made, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"version should be 2, not {local_metadata.get('version')}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def test_modules_that_ask_for_the_version_of_a_state_dict_are_told(tmp_path):
+    path = compress_quickly(Versioned()).save(tmp_path / "student.der")
+    assert de_ray.load(path, model=Versioned())(INPUTS).shape == (48, 3)
+
+
+class Anything(Layers):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_a_network_of_any_signature_is_evaluated_in_parts():
+    problem = problem_from_model(Anything(), INPUTS, divergence="mse")
+    assert isinstance(Replica(ReplicaSetup(problem, 8, "cpu", 1))._runner, Engine)
+
+
+class Sparse(Layers):
+    def __init__(self, layout):
+        super().__init__()
+        self.register_buffer("adjacency", layout(torch.eye(8)))
+
+
+class Complex(Layers):
+    def forward(self, x):
+        return super().forward(x), torch.fft.fft(x)
+
+
+class Pair(Layers):
+    def forward(self, x, y):
+        return super().forward(x + y)
+
+
+def meta():
+    with torch.device("meta"):
+        return Layers()
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize(("model", "message"), [
     (WithoutGradient, "no gradient with respect to its layers' weights"), (Decided, "rather than their argmax"),
@@ -285,10 +398,32 @@ class Locked(Layers):
     (Turned, r"a\.weight and c\.weight are views of one memory"),
     (Squeezed, r"one input \[1, 8\] into \[\]"), (Locked, r"expected a module that copy\.deepcopy copies"),
     (lambda: nn.Sequential(nn.Linear(8, 0), nn.Linear(0, 4)), "no layer to zero"),
+    (lambda: Sparse(torch.Tensor.to_sparse), "adjacency is sparse .* persistent=False"),
+    (lambda: Sparse(torch.Tensor.to_sparse_csr), "adjacency is sparse .* persistent=False"),
+    (meta, r"a\.weight is on the meta device"), (lambda: nn.LazyLinear(3), "weight has no shape yet"),
+    (Complex, r"output\[1\] is complex64: .*view_as_real"), (Pair, "a module that takes them as one tensor"),
 ])
 def test_what_cannot_be_compressed_is_one_error_before_the_search(model, message):
     with pytest.raises(ValueError, match=message):
         compress_quickly(model())
+
+
+def language_model():
+    return nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 50))
+
+
+def test_classes_of_a_language_model_in_the_last_dimension_are_told_of():
+    with pytest.raises(ValueError, match=r"kl takes dimension 1 for the classes: expected logits\.transpose\(1, 2\)"):
+        problem_from_model(language_model(), TOKENS)
+    problem_from_model(nn.Sequential(language_model(), Transposed()), TOKENS)
+    problem_from_model(language_model(), TOKENS, divergence="mse")
+    with pytest.raises(ValueError, match="as uint8 is taken for pixels"):
+        problem_from_model(language_model(), TOKENS.to(torch.uint8))
+
+
+class Transposed(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2)
 
 
 def test_matrices_of_a_network_that_cannot_be_watched_stay_dense():

@@ -157,7 +157,7 @@ def test_tensors_are_inputs_too():
     (INPUTS[:0], "at least one sample"),
     (np.zeros(()), "at least one sample"),
     (INPUTS[:1], "two or more samples"),
-    ([[1.0] * 6] * 10, "calibration='list': expected an array or a tensor"),
+    ([[1.0] * 6] * 10, "calibration='list': expected one array or tensor"),
     (INPUTS[:, :5], r"does not accept calibration inputs \[8, 5\] of torch.float32"),
     (np.ones((10, 6), np.int64), r"does not accept calibration inputs \[8, 6\] of torch.int64"),
 ])

@@ -244,10 +244,10 @@ def test_what_last_steps_may_leave_and_how_often_they_are_taken_again(last, made
     student = Number(1.0)
     refit = Told(student, *made, 0.0)
     backoff = Backoff(refit, student, student, 1e-3)
-    assert backoff.final(0, 10, last, torch.Generator().manual_seed(0)) == found == student.divergence
+    assert backoff.final(0, 10, last, 1.0, torch.Generator().manual_seed(0)) == found == student.divergence
     assert refit.slower == slower and refit.annealed == 1
     assert refit.steps == [refit.steps[0]] * len(made), "the same steps, with the same draws"
-    backoff.final(10, 20, True, torch.Generator())
+    backoff.final(10, 20, True, student.divergence, torch.Generator())
     assert refit.annealed == 1
 
 
@@ -258,7 +258,8 @@ def test_last_steps_are_measured_by_what_was_before_the_first_of_them(made, foun
     student = Number(1.0)
     backoff = Backoff(Told(student, *sum(made, [])), student, student, 1e-3)
     for part in range(len(made)):
-        last = backoff.final(10 * part, 10 * part + 10, part == len(made) - 1, torch.Generator())
+        last = backoff.final(10 * part, 10 * part + 10, part == len(made) - 1, student.divergence,
+                             torch.Generator())
     assert last == found == student.divergence
 
 
@@ -270,13 +271,13 @@ def test_what_was_before_the_last_steps_outlives_a_checkpoint():
     first = Backoff(refit, student, pool, 1e-3)
     assert first.state() == {}
     before = student.values()
-    first.final(0, 10, False, torch.Generator())
+    first.final(0, 10, False, 1.0, torch.Generator())
     with torch.no_grad():
         student.weights[0].mul_(3)
     refit.divergences = iter([1.5] * 4)
     second = Backoff(refit, student, pool, 1e-3)
     second.load_state({**student.state(), **first.state()})
-    second.final(10, 20, True, torch.Generator())
+    second.final(10, 20, True, 2.0, torch.Generator())
     assert all(torch.equal(value, before[name]) for name, value in student.values().items())
 
 
@@ -284,15 +285,16 @@ def test_steps_are_not_taken_again_at_the_least_rate_and_may_heal_what_is_not_fi
     student = Number(1.0)
     refit = Told(student, 9.0, 9.0)
     refit.slowest = 2
-    assert Backoff(refit, student, student, 1e-3).final(0, 10, True, torch.Generator()) == 1.0 and refit.slower == 2
+    assert Backoff(refit, student, student, 1e-3).final(0, 10, True, 1.0, torch.Generator()) == 1.0
+    assert refit.slower == 2
     for before in (np.nan, np.inf):
         student = Number(before)
-        assert Backoff(Told(student, 7.0), student, student, 1e-3).final(0, 10, True, torch.Generator()) == 7.0
+        assert Backoff(Told(student, 7.0), student, student, 1e-3).final(0, 10, True, before, torch.Generator()) == 7.0
 
 
 def test_steps_that_leave_next_to_nothing_are_never_undone():
     student = Number(1e-9)
-    assert Backoff(Told(student, 9e-4), student, student, 1e-3).final(0, 1, True, torch.Generator()) == 9e-4
+    assert Backoff(Told(student, 9e-4), student, student, 1e-3).final(0, 1, True, 1e-9, torch.Generator()) == 9e-4
 
 
 def test_a_rate_that_does_harm_at_first_is_lowered_until_refits_help():
