@@ -54,14 +54,16 @@ def ecsq(values: np.ndarray, count: int, slope: float, weights: np.ndarray | Non
     return ecsq_of_atoms(make_atoms(values, weights), count, slope, zeros, allow_zero)
 
 
-def ecsq_of_atoms(atoms: Atoms, count: int, slope: float, zeros: int = 0, allow_zero: bool = True) -> Quantizer:
-    """`ecsq` of atoms."""
+def ecsq_of_atoms(atoms: Atoms, count: int, slope: float, zeros: int = 0, allow_zero: bool = True,
+                  lloyd: np.ndarray | None = None) -> Quantizer:
+    """`ecsq` of atoms; `lloyd` are their Lloyd-Max levels of that number, where they are known."""
     if not slope >= 0:
         raise ValueError(f"slope={slope}: expected a number of 0 or more")
     if not len(atoms.values):
         return Quantizer(np.empty(0), np.empty(0, np.float32), np.zeros(1))
     starts = [best_partition(atoms, count, slope, zeros, allow_zero)]
-    lloyd = lloyd_max_levels(atoms, count)
+    if lloyd is None:
+        lloyd = lloyd_max_levels(atoms, count)
     table = np.union1d(lloyd, [0.0]) if allow_zero else lloyd
     starts.append((table, np.zeros(len(table))))  # equal bits: assigned to the nearest value
     return min((_descend(atoms, *start, slope, zeros, allow_zero) for start in starts), key=lambda q: q.costs[-1])

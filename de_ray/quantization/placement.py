@@ -66,7 +66,7 @@ def place(values: np.ndarray, bits: int, placement: str = "ecsq", rate_weight: f
     lloyd = lloyd_max_levels(atoms, 2**bits)
     if placement == "lloyd":
         return _storable(*_nearest(lloyd))
-    quantizer = ecsq_of_atoms(atoms, 2**bits, _slope(atoms, lloyd, rate_weight), zeros)
+    quantizer = ecsq_of_atoms(atoms, 2**bits, _slope(atoms, lloyd, rate_weight), zeros, lloyd=lloyd)
     return _storable(quantizer.levels, quantizer.boundaries)
 
 
