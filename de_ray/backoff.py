@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 
 import torch
-
 from torch import Tensor
 
 from de_ray.evaluation.pool import Pool, students_divergence

@@ -159,9 +159,9 @@ def load(path: str | Path, model: nn.Module | None = None) -> dict[str, Tensor] 
 
     Raises:
         FileNotFoundError, DamagedFileError: as `decode`.
-        ValueError: the state dict does not fit the model.
+        ValueError: the state dict does not fit the model, which is told before any of it is decoded.
     """
-    state = decode(path)
+    state = _decode(path, model).state
     return state if model is None else fill(model, state)
 
 
@@ -171,16 +171,20 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: names or shapes do not fit.
     """
-    odd = misfits(model, state)
-    if odd:  # before anything is written: PyTorch would fill what does fit
-        every = len(model.state_dict().keys() | state.keys())
-        raise ValueError(f"the file does not fit {type(model).__name__}: {len(odd)} of their {every} tensors differ in "
-                         f"name or shape ({', '.join(odd[:4])})")
+    _require_fit(model, state)  # before anything is written: PyTorch would fill what does fit
     try:
         model.load_state_dict(versioned(model, state))
     except RuntimeError as error:  # the module's own hooks
         raise ValueError(f"the file does not fit {type(model).__name__}: {error}") from error
     return model.eval()
+
+
+def _require_fit(model: nn.Module, state: Mapping[str, Tensor | Entry]) -> None:
+    odd = misfits(model, state)
+    if odd:
+        every = len(model.state_dict().keys() | state.keys())
+        raise ValueError(f"the file does not fit {type(model).__name__}: {len(odd)} of their {every} tensors differ in "
+                         f"name or shape ({', '.join(odd[:4])})")
 
 
 def versioned(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -190,8 +194,9 @@ def versioned(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Ten
     return found
 
 
-def misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Keys that a module and a state dict do not share, or hold in other shapes; the module's first."""
+def misfits(model: nn.Module, state: Mapping[str, Tensor | Entry]) -> list[str]:
+    """Keys that a module and a state dict, or its description, do not share, or hold in other shapes; the module's
+    first."""
     shapes, found = ({name: getattr(value, "shape", None) for name, value in values.items()}
                      for values in (model.state_dict(), state))
     return [name for name in {**shapes, **found}
@@ -217,9 +222,9 @@ class _Decoded:
     stream_bytes: int
 
 
-def _decode(source: str | Path | bytes) -> _Decoded:
+def _decode(source: str | Path | bytes, model: nn.Module | None = None) -> _Decoded:
     try:
-        return _decode_within_memory(_read(source))
+        return _decode_within_memory(_read(source), model)
     except MemoryError as error:
         raise DamagedFileError(_of(source, "it claims more weights than this machine's memory holds")) from error
     except DamagedFileError as error:
@@ -231,7 +236,7 @@ def _of(source: str | Path | bytes, message: str) -> str:
     return message if isinstance(source, bytes) else f"{source}: {message}"
 
 
-def _decode_within_memory(data: bytes) -> _Decoded:
+def _decode_within_memory(data: bytes, model: nn.Module | None) -> _Decoded:
     reader = Reader(_payload(data))
     if reader.take(len(MAGIC)) != MAGIC or (version := reader.take(1)[0]) not in READABLE:
         raise DamagedFileError("not a compressed network of a version that this de_ray reads")
@@ -243,6 +248,8 @@ def _decode_within_memory(data: bytes) -> _Decoded:
                    if entry.raw is None and entry.same_as is None)
     if elements > ELEMENTS_A_BYTE * (len(stream) + SPARE_BYTES):
         raise DamagedFileError(f"it claims {elements} weights, more than {len(stream)} bytes can hold")
+    if model is not None:  # a file of much larger weights, or of another network, is not worth its memory and time
+        _require_fit(model, {entry.name: entry for entry in entries})
     words, position = start(stream)
     tensors, state = [], {}
     for entry in entries:
