@@ -25,6 +25,11 @@ KEY, DIVERGENCE = "backoff.", "backoff"
 """Of the student as it was before the final refit, in a checkpoint."""
 
 
+def allowed(divergence: float, negligible: float) -> float:
+    """What a refit may leave; anything, where the student is so far off that its divergence is not finite."""
+    return max(divergence, negligible) if math.isfinite(divergence) else math.inf
+
+
 class Backoff:
     """Runs a refit and measures what it did to the student.
 
@@ -68,7 +73,7 @@ class Backoff:
             refit.after_cycle(generator)
             return self._measured()
         before = students_divergence(self._pool)
-        after = self._tried(lambda: refit.after_cycle(generator), self._allowed(HARM * before))
+        after = self._tried(lambda: refit.after_cycle(generator), allowed(HARM * before, self._negligible))
         if after is None:
             refit.slow_down()
             return before
@@ -102,11 +107,11 @@ class Backoff:
             return self._measured()
         if self._before is None:
             self._before = self._student.values(), before
-        allowed = self._allowed((1.0 if last else HARM) * self._before[1])
+        most = allowed((1.0 if last else HARM) * self._before[1], self._negligible)
         drawn = generator.get_state()
         for _ in range(TRIALS):
             generator.set_state(drawn)
-            after = self._tried(lambda: refit.final(start, stop, generator), allowed)
+            after = self._tried(lambda: refit.final(start, stop, generator), most)
             if after is not None:
                 return after
             if not refit.slow_down():
@@ -116,21 +121,17 @@ class Backoff:
             self._pool.refresh(self._student)
         return students_divergence(self._pool)
 
-    def _allowed(self, divergence: float) -> float:
-        """What a refit may leave; anything, where the student is so far off that its divergence is not finite."""
-        return max(divergence, self._negligible) if math.isfinite(divergence) else math.inf
-
-    def _tried(self, change: Callable[[], None], allowed: float) -> float | None:
-        """Carry out a change; returns the divergence, or None where that is more than allowed and it was undone."""
+    def _tried(self, change: Callable[[], None], most: float) -> float | None:
+        """Carry out a change; returns the divergence, or None where that is more than `most` and it was undone."""
         values, state = self._student.values(), self._refit.state()
         try:
             change()
             after = self._measured()
         except FloatingPointError:
             after = math.inf
-        if after <= allowed:
+        if after <= most:
             return after
-        log.info("undid a refit that raised the divergence to %.4g, where %.4g was allowed", after, allowed)
+        log.info("undid a refit that raised the divergence to %.4g, where %.4g was allowed", after, most)
         self._student.set_values(values)
         self._refit.load_state(state)
         self._pool.refresh(self._student)

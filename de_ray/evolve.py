@@ -157,8 +157,7 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
         else:
             start = chunks[step - config.evolution.cycles]
             stop = min(start + FINAL_CHUNK, config.refit.final_steps)
-            divergence = backoff.final(start, stop, stop == config.refit.final_steps, divergence,
-                                       generator)
+            divergence = backoff.final(start, stop, stop == config.refit.final_steps, divergence, generator)
         if not np.isfinite(divergence):
             raise FloatingPointError(f"the student's divergence is {divergence} after cycle {step + 1}; lower "
                                      "refit.learning_rate or evolution.sparsity, or take more cycles")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from de_ray import codec
-from de_ray.backoff import TRIALS
+from de_ray.backoff import TRIALS, allowed
 from de_ray.cluster.storage import location
 from de_ray.codec.tensor import QuantizedTensor
 from de_ray.config import Config, QuantizationConfig
@@ -178,7 +178,7 @@ def _levels(problem: Problem, config: Config, student: Student,
     values = student.values()
     placed = refitted(0, settings.learning_rate)
     before, as_placed = measured(), student.values()
-    allowed = max(before, settings.negligible) if math.isfinite(before) else math.inf
+    most = allowed(before, settings.negligible)
     for trial in range(TRIALS):
         student.set_values(values)
         try:
@@ -186,7 +186,7 @@ def _levels(problem: Problem, config: Config, student: Student,
             after = measured()
         except FloatingPointError:
             after = math.inf
-        if after <= allowed:
+        if after <= most:
             return layers
         log.info("undid a refit of levels that raised the divergence from %.4g to %.4g", before, after)
     student.set_values(as_placed)

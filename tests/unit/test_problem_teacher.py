@@ -141,6 +141,23 @@ def test_a_foreign_file_is_a_value_error(name, content, tmp_path):
         load_checkpoint(net(), tmp_path / name)
 
 
+class Versioned(nn.Linear):
+    """Refuses state dicts that do not say by which version of it they were made, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        assert local_metadata.get("version") == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_modules_that_ask_for_the_version_of_a_checkpoint_are_told(suffix, tmp_path):
+    given, path = Versioned(6, 2), tmp_path / f"weights{suffix}"
+    save_file(given.state_dict(), path) if suffix == ".safetensors" else torch.save(given.state_dict(), path)
+    assert equal(load_checkpoint(Versioned(6, 2), path), given)
+
+
 def test_a_missing_checkpoint_is_named_before_anything_is_trained(tmp_path, cache, caplog):
     caplog.set_level(logging.INFO)
     config = ProblemConfig(teacher=TeacherConfig(checkpoint=str(tmp_path / "absent.pt")))
