@@ -110,9 +110,10 @@ class ProblemConfig:
     exclude: list[str] = field(default_factory=list)
     """Globs of layer names that stay dense; each must match a layer."""
     augment: str = "none"
-    """Label-free augmentation of refit and calibration inputs: none, shift (random translation by up to 1 pixel along
-    each axis), cutmix (the same, and rectangles of other images), auto (cutmix for images, none for other inputs), or,
-    for detectors, detection (mosaic, flip, scale, crop, colour, rectangles of other images)."""
+    """Label-free augmentation of refit and calibration inputs: none, shift (of images: random translation by up to 1
+    pixel along each axis), cutmix (the same, and rectangles of other images; of other inputs spans of each other), auto
+    (cutmix, or none where the model does not take such inputs), or, for detectors, detection (mosaic, flip, scale,
+    crop, colour, rectangles of other images)."""
     augment_share: float = 0.5
     """Share of the inputs that augmentation changes, in (0, 1]."""
     cfg: str | None = None

@@ -8,10 +8,11 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from de_ray.evaluation.program import Program
@@ -73,7 +74,7 @@ def _exported(module: nn.Module, probe: Tensor) -> Program:
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _masks_unread():
             # Of what modules keep of a pass; recurrent layers keep their weights as lists, too.
             warnings.filterwarnings("ignore", ".*(_flat_weights|was assigned during export)", UserWarning)
             exported = torch.export.export(_OfOne(module), (probe,), strict=False,
@@ -106,6 +107,20 @@ def _exported(module: nn.Module, probe: Tensor) -> Program:
     spec = exported.call_spec.out_spec
     (results,) = next(node for node in exported.graph.nodes if node.op == "output").args
     return Program(list(exported.graph.nodes)[:-1], given[0], state, list(results), _rebuild(spec), batch.node.expr)
+
+
+@contextlib.contextmanager
+def _masks_unread() -> Iterator[None]:
+    """Keep PyTorch's transformers from asking whether a mask is causal, which the graph has no values for.
+
+    It is a hint, by which attention may do without the mask: the mask itself is applied here.
+    """
+    detect = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
 
 
 def _symbols(node: fx.Node) -> set:

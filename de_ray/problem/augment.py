@@ -1,4 +1,4 @@
-"""Label-free augmentation of image inputs."""
+"""Label-free augmentation of inputs: images, and arrays of any other kind."""
 
 from functools import partial
 
@@ -83,7 +83,7 @@ def paste(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
         along = torch.arange(size, device=images.device)
         drawn = torch.rand((3, n, 1), generator=generator, device=generator.device)
         centre, extent, beside = moved(drawn, images.device)
-        inside.append((along - size * centre).abs() < size / 2 * extent)  # [N, size]
+        inside.append(_span(along, centre, extent))
         offset = (DISPLACED * size * (2 * beside - 1)).round().long()
         places.append((along + offset).clamp(0, size - 1))  # [N, size]
     # Advanced indices around a slice come first in the result: [N, H, W, C].
@@ -92,22 +92,55 @@ def paste(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
     return torch.where(mask[:, None], other, images).contiguous()
 
 
+def splice(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
+    """Replace, with probability `share`, a span of each input by what another one has in its place.
+
+    What `cutmix` is to images to sequences, tokens and tables: spans lie along the longest axis, time of most series
+    and the columns of tables. Every place keeps to the values that it has in some input, so that token indices, columns
+    of any meaning and what stands at a sequence's start stay what they are.
+    Centres and lengths are drawn uniformly.
+
+    Args:
+        inputs: [N, ...] with at least one axis more, of any type.
+        generator: of the draws; on any device.
+        share: in (0, 1].
+
+    Returns:
+        [N, ...], a new tensor.
+    """
+    n, *sizes = inputs.shape
+    axis = sizes.index(max(sizes))
+    partner = moved(torch.randint(n, (n,), generator=generator, device=generator.device), inputs.device)
+    replaced = moved(torch.rand((n, 1), generator=generator, device=generator.device) < share, inputs.device)
+    centre, extent = moved(torch.rand((2, n, 1), generator=generator, device=generator.device), inputs.device)
+    inside = _span(torch.arange(sizes[axis], device=inputs.device), centre, extent) & replaced
+    inside = inside.reshape(n, *(size if place == axis else 1 for place, size in enumerate(sizes)))
+    return torch.where(inside, inputs[partner], inputs)
+
+
+def _span(along: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
+    """bool [N, size]: which places `along` an axis, 0..size - 1, lie in spans of centres and extents [N, 1] in 0..1."""
+    return (along - len(along) * centre).abs() < len(along) / 2 * extent
+
+
 def augmentation(name: str, inputs: Tensor, share: float = 0.5) -> Augment | None:
     """The augmentation of a name, of a share of inputs, checked against the inputs [M, ...] to come.
 
     Args:
-        name: none, shift, cutmix, or auto, which is cutmix for images and none for others.
+        name: none, shift, cutmix, which is `splice` for inputs that are no images, or auto, which is cutmix wherever
+            inputs have more axes than one.
         inputs: [M, ...].
         share: in (0, 1].
 
     Raises:
-        ValueError: for another name, or for inputs that are not images.
+        ValueError: for another name, for a shift of inputs that are not images, or for inputs that are single numbers.
     """
     require_choice("problem.augment", name, AUGMENTATIONS)
     images = inputs.ndim == 4 and inputs.is_floating_point()
-    if name == "none" or name == "auto" and not images:
+    if name == "none" or name == "auto" and inputs.ndim < 2:
         return None
-    if not images:
-        raise ValueError(f"problem.augment={name!r}: expected images [N, C, H, W], got inputs {list(inputs.shape)} "
-                         f"of {inputs.dtype}")
-    return partial(shift if name == "shift" else cutmix, share=share)
+    if not images and (name == "shift" or inputs.ndim < 2):
+        raise ValueError(f"problem.augment={name!r}: expected {'images [N, C, H, W]' if name == 'shift' else '[N, ...]'}"
+                         f", got inputs {list(inputs.shape)} of {inputs.dtype}")
+    chosen = shift if name == "shift" else cutmix if images else splice
+    return partial(chosen, share=share)

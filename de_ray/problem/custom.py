@@ -19,10 +19,11 @@ from de_ray.config import DIVERGENCES, ProblemConfig
 from de_ray.problem.arrays import as_inputs, load_inputs
 from de_ray.problem.augment import augmentation
 from de_ray.problem.base import Layer, Problem
-from de_ray.problem.divergence import TensorDivergence, kl, make_divergence
+from de_ray.problem.divergence import make_divergence
 from de_ray.problem.fold import fold_batch_norm
 from de_ray.problem.layers import check_finite, find_layers, told_of_recomputed
 from de_ray.problem.outputs import flatten
+from de_ray.problem.probing import probe, refuses
 from de_ray.problem.sampling import draw_inputs
 from de_ray.problem.teacher import load_checkpoint
 
@@ -110,13 +111,17 @@ def problem_from_model(
     if calibration_size > len(inputs):
         log.info("calibration on all %d inputs, fewer than the %d asked for", len(inputs), calibration_size)
     distort = augmentation(augment, inputs, augment_share)
-    inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed, distort)
     _require_values(model)
     _tell_of_size(model)
     teacher = _copied(model).cpu().float().eval().requires_grad_(False)
     check_finite(teacher)
+    if augment == "auto" and distort is not None and refuses(teacher, inputs[:PROBE], distort):
+        log.warning("the model does not take inputs that are composed of each other: refit has them as they are, and "
+                    "may learn few of them by heart")
+        distort = None
+    inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed, distort)
     distance = make_divergence(divergence)
-    _probe(teacher, drawn[:PROBE], distance)
+    probe(teacher, drawn[:PROBE], distance)
     teacher = _folded(teacher, drawn[:PROBE])
     measure = _agreement if divergence == "kl" else _relative_error
     layers = find_layers(teacher, include, exclude, drawn[:PROBE])
@@ -219,73 +224,6 @@ def _require_apart(model: nn.Module) -> None:
             raise ValueError(f"the model's {' and '.join(sorted((name, other)))} are views of one memory: expected "
                              "parameters that are the same, `a.weight = b.weight`, or have values of their own, "
                              "`a.weight.data.clone()`")
-
-
-@torch.no_grad()
-def _probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> None:
-    """One forward pass, so that a model and inputs that do not fit are told apart from everything later.
-
-    A teacher that changes its inputs is given copies of them from then on.
-    """
-    described = f"inputs {list(sample.shape)} of {sample.dtype}"
-    given = sample.clone()
-    try:
-        output = teacher(given)
-        if not torch.equal(given, sample):
-            teacher.register_forward_pre_hook(_spare)  # what it is given is stored, and will be given again
-            output = teacher(sample)
-    except Exception as error:  # the user's code on inputs that may not be meant for it
-        raise ValueError(f"the model does not accept calibration {described}: "
-                         f"{type(error).__name__}: {error}{_hint(error)}") from error
-    tensors = flatten(output)
-    if not tensors:
-        raise ValueError("the model's output holds no floating-point tensor")
-    for tensor in tensors:
-        if tensor.ndim == 0 or len(tensor) != len(sample):
-            raise ValueError(f"the model turns {described} into {list(tensor.shape)}: expected "
-                             f"{len(sample)} samples in front")
-        if not tensor.isfinite().all():
-            raise ValueError(f"the model's output for calibration {described} holds NaN or infinite values")
-    with torch.inference_mode():  # in which candidates are evaluated
-        repeated, alone = _passed(teacher, sample), _passed(teacher, sample[:1])
-    for tensor in alone:
-        if tensor.ndim == 0 or len(tensor) != 1:
-            raise ValueError(f"the model turns one input {list(sample[:1].shape)} into {list(tensor.shape)}: expected "
-                             "1 sample in front; .squeeze(-1), say, where .squeeze() takes the batch's axis too")
-    for tensor, again in zip(tensors, repeated, strict=True):
-        if float((tensor - again).abs().max()) > FOLD_TOLERANCE * float(tensor.abs().max()):
-            raise ValueError("the model's outputs for the same inputs differ from pass to pass: expected one function; "
-                             "what draws numbers must not do so in eval mode, F.dropout(x, training=self.training) "
-                             "say, and no state may be carried from one pass to the next")
-    if divergence.of_tensors is kl and not sample.is_floating_point() and sample.ndim == 2:
-        for tensor in tensors:  # of a language model, [N, T, V]
-            if tensor.ndim == 3 and tensor.shape[1] == sample.shape[1] != tensor.shape[2]:
-                raise ValueError(f"the model turns {described} into {list(tensor.shape)}, and kl takes dimension 1 for "
-                                 "the classes: expected logits.transpose(1, 2), or divergence=mse")
-    divergence(output, output)  # raises where this divergence is not defined on such outputs
-
-
-def _hint(error: Exception) -> str:
-    """What to do about errors of the model's that are of common origin."""
-    if isinstance(error, TypeError) and "argument" in str(error):
-        return "; wrap a network of several inputs in a module that takes them as one tensor and divides it"
-    if "Long" in str(error):
-        return "; token indices are whole numbers of more than 8 bits, as uint8 is taken for pixels"
-    return ""
-
-
-def _passed(teacher: nn.Module, sample: Tensor) -> list[Tensor]:
-    """Outputs for a sample."""
-    try:
-        return flatten(teacher(sample))
-    except Exception as error:  # the user's code in another mode, or on another number of inputs
-        raise ValueError(f"the model does not accept inputs {list(sample.shape)} of {sample.dtype} in "
-                         f"torch.inference_mode: {type(error).__name__}: {error}") from error
-
-
-def _spare(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A hook that lets a module change its inputs in place, of which nobody will know."""
-    return tuple(value.clone() for value in inputs)
 
 
 @torch.no_grad()

@@ -2,15 +2,19 @@
 
 Small networks of several makes are trained on Fashion-MNIST, once, and kept with the other teachers: residual and
 depthwise convolutions with batch norm, a transformer, an LSTM that reads an image row by row, and an autoencoder with
-transposed convolutions. Each is compressed with some unlabelled training images. The last line is one JSON object.
+transposed convolutions; and a language model on the characters of Python's own standard library. Each is compressed
+with some unlabelled training inputs. The last line is one JSON object.
 
     python tests/benchmarks/bench_architectures.py --networks residual transformer
 """
 
 import argparse
 import json
+import sysconfig
 import time
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,7 +25,11 @@ from de_ray.problem.datasets import load_mnist
 from de_ray.problem.teacher import obtain
 
 BATCH = 500
-"""Images a pass of a measurement."""
+"""Inputs a pass of a measurement."""
+CONTEXT, SYMBOLS = 64, 96
+"""Characters that the language model sees, and that there are: those of ASCII that can be printed, and all others."""
+SEQUENCES, HELD_OUT = 60_000, 4_000
+"""Of the language model's training, and apart from it."""
 
 
 class Residual(nn.Module):
@@ -95,6 +103,23 @@ class Recurrent(nn.Module):
         return self.head(self.memory(x.flatten(1, 2))[0][:, -1])
 
 
+class Language(nn.Module):
+    """What comes next after each of some characters; three layers of causal self-attention."""
+
+    def __init__(self, width: int = 96) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(SYMBOLS, width)
+        self.places = nn.Parameter(0.02 * torch.randn(1, CONTEXT, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, SYMBOLS)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(CONTEXT, device=tokens.device)
+        hidden = self.encoder(self.embedding(tokens) + self.places, mask)
+        return self.head(hidden).transpose(1, 2)  # [N, SYMBOLS, CONTEXT]
+
+
 def autoencoder() -> nn.Module:
     """An image as 16 numbers, and back."""
     return nn.Sequential(
@@ -104,7 +129,7 @@ def autoencoder() -> nn.Module:
 
 
 NETWORKS = {"residual": residual, "depthwise": depthwise, "transformer": Transformer, "recurrent": Recurrent,
-            "autoencoder": autoencoder}
+            "autoencoder": autoencoder, "language": Language}
 
 
 def fit(model: nn.Module, inputs: Tensor, targets: Tensor, config: TeacherConfig) -> None:
@@ -135,35 +160,56 @@ def quality(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     return 100 * float((found.argmax(1) == targets).float().mean())
 
 
-def measure(name: str, images: int, epochs: int, arguments: dict) -> dict:
-    """Compress one network."""
+def characters() -> Tensor:
+    """int64 [SEQUENCES + HELD_OUT, CONTEXT + 1]: pieces of the modules of the standard library, shuffled."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    text = np.frombuffer(b"".join(file.read_bytes() for file in files), np.uint8).astype(np.int64)
+    codes = torch.from_numpy(np.where((text >= 32) & (text < 127), text - 31, 0))
+    pieces = codes[:len(codes) // (CONTEXT + 1) * (CONTEXT + 1)].reshape(-1, CONTEXT + 1)
+    return pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))][:SEQUENCES + HELD_OUT]
+
+
+def load(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training inputs and targets of a network, and held-out ones."""
+    if name == "language":
+        pieces = characters()
+        inputs, targets = pieces[:, :-1].contiguous(), pieces[:, 1:].contiguous()
+        return inputs[HELD_OUT:], targets[HELD_OUT:], inputs[:HELD_OUT], targets[:HELD_OUT]
     data = load_mnist("FashionMNIST")
-    classifies = name != "autoencoder"
-    targets, held_out = (data.train_labels, data.test_labels) if classifies else (data.train, data.test)
+    if name == "autoencoder":
+        return data.train, data.train, data.test, data.test
+    return data.train, data.train_labels, data.test, data.test_labels
+
+
+def measure(name: str, size: int, epochs: int, arguments: dict) -> dict:
+    """Compress one network."""
+    inputs, targets, test, expected = load(name)
+    classifies = not targets.is_floating_point()
     torch.manual_seed(0)
-    teacher = obtain(NETWORKS[name](), f"bench_{name}", data.train, targets,
+    teacher = obtain(NETWORKS[name](), f"bench_{name}", inputs, targets,
                      TeacherConfig(epochs=epochs, learning_rate=3e-3, weight_decay=0.01), fit)
     started = time.perf_counter()
-    result = de_ray.compress(teacher, data.train[:images], held_out=data.test[:2000],
+    result = de_ray.compress(teacher, inputs[:size], held_out=test[:2000],
                              divergence="kl" if classifies else "mse", **arguments)
     seconds = time.perf_counter() - started
     return {"network": name, "parameters": result.report["parameters"], "sparsity": result.report["sparsity"],
             "bytes": len(result.data), "ratio": result.report["ratio"], "seconds": seconds,
-            "measure": "accuracy" if classifies else "psnr", "teacher": quality(teacher, data.test, held_out),
-            "file": quality(result.model, data.test, held_out), "divergence": result.report["divergence"]}
+            "measure": "accuracy" if classifies else "psnr", "teacher": quality(teacher, test, expected),
+            "file": quality(result.model, test, expected), "divergence": result.report["divergence"]}
 
 
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--images", type=int, default=2048, help="unlabelled images of the training set")
+    parser.add_argument("--inputs", type=int, default=2048, help="unlabelled inputs of the training set")
+    parser.add_argument("--augment", default="auto", help="of them: see de_ray.compress")
     parser.add_argument("--epochs", type=int, default=4, help="of the teachers' training")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--bits", type=int, default=4)
     arguments = parser.parse_args()
-    found = [measure(name, arguments.images, arguments.epochs,
-                     {"sparsity": arguments.sparsity, "bits": arguments.bits}) for name in arguments.networks]
+    chosen = {"sparsity": arguments.sparsity, "bits": arguments.bits, "augment": arguments.augment}
+    found = [measure(name, arguments.inputs, arguments.epochs, chosen) for name in arguments.networks]
     print(json.dumps({"threads": torch.get_num_threads(), "networks": found}))
 
 

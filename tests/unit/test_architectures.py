@@ -189,3 +189,31 @@ def test_candidates_of_a_layer_whose_samples_lie_elsewhere_are_not_stacked():
     readers = [program.readers(weight) for weight in weights]
     assert Suffix(program, {2: readers[2]}).stackable
     assert not Suffix(program, {0: readers[0], 1: readers[1]}).stackable
+
+
+class Causal(nn.Module):
+    """A language model of PyTorch's own transformers, which look at masks to see whether they are causal."""
+
+    def __init__(self, stack: str) -> None:
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(30, 8), nn.Linear(8, 30)
+        layer = getattr(nn, f"Transformer{stack}Layer")(8, 2, 16, dropout=0.0, batch_first=True)
+        self.inner = getattr(nn, f"Transformer{stack}")(layer, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        hidden = self.inner(x, mask) if isinstance(self.inner, nn.TransformerEncoder) else self.inner(x, x, mask)
+        return self.last(hidden).transpose(1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("stack", ["Encoder", "Decoder"])
+def test_transformers_with_causal_masks_are_captured_and_stay_causal(stack):
+    network = Causal(stack).eval().requires_grad_(False)
+    tokens = torch.randint(30, (6, 9), generator=torch.Generator().manual_seed(0))
+    found = capture(network, tokens).outputs(tokens)
+    torch.testing.assert_close(found, network(tokens))
+    if stack == "Encoder":  # the other one's memory sees everything
+        later = torch.cat([tokens[:, :5], tokens[:, 5:].roll(1, 0)], 1)
+        torch.testing.assert_close(capture(network, tokens).outputs(later)[..., :5], found[..., :5])

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from de_ray.config import Config, ProblemConfig, RefitConfig, TeacherConfig
 from de_ray.evolve import saliency_inputs
-from de_ray.problem.augment import DISPLACED, REACH, augmentation, cutmix, shift
+from de_ray.problem.augment import DISPLACED, REACH, augmentation, cutmix, shift, splice
 from de_ray.problem.build import CLASSIFIERS, PROBLEMS, build_architecture, build_problem
 from de_ray.problem.sampling import draw_batch, draw_inputs, draw_sample
 from de_ray.refit.objective import Objective
@@ -153,7 +153,26 @@ def test_cutmix_pastes_one_rectangle_of_one_other_image_from_a_place_nearby():
     assert max(shares) > 0.5 and len(offsets) > 5
 
 
-@pytest.mark.parametrize("augment", [shift, cutmix])
+@pytest.mark.parametrize(("shape", "axis"),
+                         [((400, 30), 1), ((400, 3, 20), 2), ((400, 20, 20), 1), ((400, 2, 3, 9, 4), 3)])
+def test_splice_takes_a_span_of_one_other_input_from_its_place_along_the_longest_axis(shape, axis):
+    # A value tells whose it is, and which place it belongs to.
+    place = torch.arange(torch.Size(shape[1:]).numel()).reshape(shape[1:])
+    tokens = place + 10_000 * torch.arange(shape[0]).reshape(-1, *[1] * place.ndim)
+    spliced = splice(tokens, torch.Generator().manual_seed(0), 0.5)
+    assert spliced.dtype == tokens.dtype and (spliced % 10_000).equal(place.expand(shape))
+    changed, lengths = 0, set()
+    for number, owners in enumerate((spliced // 10_000).movedim(axis, 1).reshape(400, shape[axis], -1)):
+        assert all(len(row.unique()) == 1 for row in owners), "a whole slice of the axis at once"
+        foreign = (owners[:, 0] != number).nonzero().flatten().tolist()
+        if foreign:
+            assert len(owners[foreign].unique()) == 1 and foreign == list(range(foreign[0], foreign[-1] + 1))
+            changed += 1
+            lengths.add(len(foreign))
+    assert 130 < changed <= 230 and len(lengths) > 5
+
+
+@pytest.mark.parametrize("augment", [shift, cutmix, splice])
 def test_augmentation_is_the_generators_and_leaves_its_input_alone(augment):
     images = torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     kept = images.clone()
@@ -163,7 +182,7 @@ def test_augmentation_is_the_generators_and_leaves_its_input_alone(augment):
     assert images.equal(kept)
 
 
-@pytest.mark.parametrize("augment", [shift, cutmix])
+@pytest.mark.parametrize("augment", [shift, cutmix, splice])
 def test_augmentation_runs_where_images_are_and_never_asks_for_their_values(augment):
     images = torch.empty(8, 1, 6, 6, device="meta")  # stands for a GPU, and holds no values
     made = augment(images, torch.Generator().manual_seed(0))
@@ -171,12 +190,18 @@ def test_augmentation_runs_where_images_are_and_never_asks_for_their_values(augm
 
 
 @pytest.mark.parametrize("inputs", [torch.ones(5, 6), torch.ones(5, 1, 8, 8, dtype=torch.int64)])
-def test_what_is_no_image_is_augmented_by_nothing_and_asking_for_it_is_a_value_error(inputs):
-    for name in ("shift", "cutmix"):
-        with pytest.raises(ValueError, match=f"problem.augment='{name}'"):
-            augmentation(name, inputs)
-    assert augmentation("none", inputs) is None and augmentation("auto", inputs) is None
+def test_what_is_no_image_is_spliced_and_shifting_it_is_a_value_error(inputs):
+    with pytest.raises(ValueError, match="problem.augment='shift': expected images"):
+        augmentation("shift", inputs)
+    assert augmentation("none", inputs) is None
+    assert augmentation("auto", inputs).func is augmentation("cutmix", inputs).func is splice
     assert augmentation("auto", torch.ones(5, 1, 8, 8)).func is cutmix
+
+
+def test_single_numbers_are_augmented_by_nothing():
+    assert augmentation("auto", torch.ones(5)) is None
+    with pytest.raises(ValueError, match=r"problem\.augment='cutmix': expected \[N, \.\.\.\], got inputs \[5\]"):
+        augmentation("cutmix", torch.ones(5))
 
 
 def test_every_real_problem_names_its_data_set():

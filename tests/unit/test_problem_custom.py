@@ -292,6 +292,36 @@ def test_an_augmentation_that_does_not_exist_is_refused_rather_than_taken_for_an
         problem_from_model(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), torch.randn(20, 3, 4, 4), augment="detection")
 
 
+class Consistent(nn.Module):
+    """Takes inputs whose columns agree, as they do in each sample, and not in two that are spliced."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.last = answer, nn.Linear(8, 3)
+
+    def forward(self, x):
+        if bool((x != x[:, :1]).any()):
+            if self.answer == "error":
+                raise ValueError("columns differ")
+            return self.last(x) * torch.nan
+        return self.last(x)
+
+
+@pytest.mark.parametrize("answer", ["error", "nan"])
+def test_a_model_that_does_not_take_spliced_inputs_has_them_as_they_are(answer, caplog):
+    inputs = torch.randn(20, 1).expand(20, 8)
+    problem = problem_from_model(Consistent(answer), inputs, divergence="mse", augment="auto")
+    assert problem.augment is None and "composed of each other" in caplog.text
+    assert (problem.calibration == problem.calibration[:, :1]).all()
+    with pytest.raises(ValueError, match="does not accept calibration|holds NaN"):
+        problem_from_model(Consistent(answer), inputs, divergence="mse", augment="cutmix")
+
+
+def test_inputs_that_are_no_images_are_spliced_by_default(caplog):
+    found = problem_from_model(nn.Linear(8, 3), torch.randn(20, 8), divergence="mse", augment="auto")
+    assert found.augment is not None and not caplog.text
+
+
 QUICK = {"evolution": EvolutionConfig(cycles=2, population=4, generations=1),
          "refit": RefitConfig(steps=5, final_steps=5), "quantization": QuantizationConfig(refit_steps=5)}
 
