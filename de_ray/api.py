@@ -40,9 +40,9 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
         evolution, refit, quantization, pool: whole configuration groups; a sparsity in the first and bits in the third
             take the place of the keywords' defaults. The default pool is this process; `PoolConfig(kind="ray")` takes
             all its cores.
-        augment: of calibration inputs, where they serve refit: cutmix (rectangles of each other for images [N, C, H, W],
-            spans of each other along the longest axis for others), shift, none, or auto, which is cutmix unless the
-            model does not take such inputs.
+        augment: of calibration inputs, where they serve refit: cutmix (rectangles of each other for images
+            [N, C, H, W], spans of each other along the longest axis for others), shift, none, or auto, which is cutmix
+            unless the model does not take such inputs.
         target_bytes: size that the file may have; sparsity is then found, and `sparsity` is not used.
         target_ratio: the same as a ratio, 4 bytes x parameters / bytes of the file.
         seed: of every random draw.

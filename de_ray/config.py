@@ -322,6 +322,9 @@ class RefitConfig:
     """Distillation steps after the last cycle, >= 0; their learning rate decays to zero along a cosine."""
     batch: int = 128
     """Inputs a step, >= 1."""
+    memory_mb: int = 4096
+    """Memory in MB that the activations of a pass may take, >= 1: larger batches, of refit and of saliencies, go in
+    parts, whose gradients add up."""
     precision: str = "float32"
     """Of the networks' passes in a step: float32, tf32 (GPUs alone) or bfloat16. Weights, moments and divergence are
     float32."""
@@ -354,6 +357,7 @@ class RefitConfig:
         require(self.steps >= 0, "refit.steps", self.steps, "0 or more")
         require(self.final_steps >= 0, "refit.final_steps", self.final_steps, "0 or more")
         require(self.batch >= 1, "refit.batch", self.batch, "at least 1")
+        require(self.memory_mb >= 1, "refit.memory_mb", self.memory_mb, "at least 1")
         require_choice("refit.precision", self.precision, PRECISIONS)
         require(self.learning_rate > 0, "refit.learning_rate", self.learning_rate, "a number above 0")
         require(self.final_learning_rate is None or self.final_learning_rate > 0, "refit.final_learning_rate",

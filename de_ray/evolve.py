@@ -211,7 +211,7 @@ def saliency_inputs(problem: Problem, config: Config, student: Student, step: in
     inputs = problem.inputs[indices]
     if problem.augment is not None:
         inputs = problem.augment(inputs, generator)
-    return SaliencyInputs(student, problem, inputs, config.evolution.saliency_batch, generator)
+    return SaliencyInputs(student, problem, inputs, config.evolution.saliency_batch, generator, config.refit.memory_mb)
 
 
 def _restore(folder: Path | None, fingerprint: dict, student: Student, others: tuple[Refit, Backoff],

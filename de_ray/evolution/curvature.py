@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from de_ray.evolution.gram import layer_groups
+from de_ray.memory import even_size, inputs_that_fit
 from de_ray.problem.base import Output, Problem
 from de_ray.student import Student
 
@@ -29,6 +30,8 @@ class SaliencyInputs:
     """Inputs a pass, >= 1."""
     generator: torch.Generator
     """Draws the scores of fisher and the order of uniform; on the CPU."""
+    memory_mb: int = 4096
+    """See `refit.memory_mb`."""
     reach: float = 1.0
     """Share of a row's survivors, in (0, 1], that may be zeroed before saliencies are taken anew; matters to obs."""
 
@@ -74,15 +77,26 @@ def divergence_gradient(given: SaliencyInputs) -> list[Tensor]:
 
 
 def _gradients(given: SaliencyInputs, scalar: Callable[[Tensor, Output], Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Gradients of a scalar of (inputs, the student's outputs), batch by batch, with respect to each layer's weight."""
+    """Gradients of a scalar of (inputs, the student's outputs), batch by batch, with respect to each layer's weight.
+
+    The scalar is a sum over samples: batches whose activations do not fit go in parts.
+    """
     weights = given.student.weights
     for weight in weights:
         weight.requires_grad_(True)
+    most = None
     try:
         for batch in given.inputs.split(given.batch):
-            inputs = batch.to(weights[0].device)
-            # The output may not depend on a layer, such as one that only training uses.
-            yield torch.autograd.grad(scalar(inputs, given.student.module(inputs)), weights, materialize_grads=True)
+            batch = batch.to(weights[0].device)
+            if most is None and len(batch) > 1:
+                most = inputs_that_fit(lambda n, some=batch: given.student.module(some[:n]), given.memory_mb)
+            total = None
+            for inputs in batch.split(even_size(len(batch), most or 1)):
+                # The output may not depend on a layer, such as one that only training uses.
+                part = torch.autograd.grad(scalar(inputs, given.student.module(inputs)), weights,
+                                           materialize_grads=True)
+                total = part if total is None else tuple(map(torch.add, total, part))
+            yield total
     finally:
         for weight in weights:
             weight.requires_grad_(False)

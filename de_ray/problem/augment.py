@@ -140,7 +140,7 @@ def augmentation(name: str, inputs: Tensor, share: float = 0.5) -> Augment | Non
     if name == "none" or name == "auto" and inputs.ndim < 2:
         return None
     if not images and (name == "shift" or inputs.ndim < 2):
-        raise ValueError(f"problem.augment={name!r}: expected {'images [N, C, H, W]' if name == 'shift' else '[N, ...]'}"
-                         f", got inputs {list(inputs.shape)} of {inputs.dtype}")
+        wanted = "images [N, C, H, W]" if name == "shift" else "inputs [N, ...]"
+        raise ValueError(f"problem.augment={name!r}: expected {wanted}, got {list(inputs.shape)} of {inputs.dtype}")
     chosen = shift if name == "shift" else cutmix if images else splice
     return partial(chosen, share=share)

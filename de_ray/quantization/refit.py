@@ -70,9 +70,7 @@ class _Step(nn.Module):
 
     def forward(self, generator: torch.Generator) -> Tensor:
         with self._objective.products():
-            loss = self._objective(self.module, generator)
-            loss.backward()
-        return loss.detach()
+            return self._objective.backward(self.module, generator)
 
 
 def refit_levels(objective: Objective, student: Student, choices: Sequence[LevelChoice], steps: int,
@@ -128,9 +126,15 @@ def _train(objective: Objective, student: Student, layers: list[_Layer], steps: 
             if step == standing_from:
                 for layer in layers:
                     layer.slots = layer.assign()
-            weights = {name: weight for layer in layers for weight in [layer.weight()] for name in names[layer.name]}
             optimizer.zero_grad()
+            made = [layer.weight() for layer in layers]
+            # Leaves of their own: each part of a batch has a backward pass, and what weights are made of has one.
+            leaves = [weight.detach().requires_grad_() for weight in made]
+            weights = {name: leaf for layer, leaf in zip(layers, leaves, strict=True) for name in names[layer.name]}
             loss = functional_call(step_of, weights, (generator,), tie_weights=False)
+            called = [(weight, leaf.grad) for weight, leaf in zip(made, leaves, strict=True) if leaf.grad is not None]
+            if called:
+                torch.autograd.backward(*zip(*called, strict=True))
             optimizer.step(peak * (1 + math.cos(math.pi * step / steps)) / 2)
         tables = [layer.table.half() for layer in layers]  # as the file holds them
         if not all(value.isfinite().all() for value in (loss, *tables, *moving)):

@@ -18,7 +18,7 @@ class Distiller:
     Args:
         student: changed in place; masks are held.
         problem: inputs, teacher, divergence, augmentation.
-        config: `batch`, `precision` and `relative` are used.
+        config: `batch`, `precision`, `memory_mb` and `relative` are used.
         share: see `Objective`.
         wrap: the student's module -> what runs in its place, such as one that averages gradients over workers.
     """
@@ -59,13 +59,11 @@ class Distiller:
             module = self._wrap(student.module) if steps else student.module
             with self._objective.products():
                 for step in range(steps):
-                    loss = self._objective(module, generator)
                     self._optimizer.zero_grad()
-                    loss.backward()
+                    losses.append(self._objective.backward(module, generator))
                     self._optimizer.step(learning_rate(step))
                     for weight, mask in zip(student.weights, masks, strict=True):
                         weight.data.mul_(mask)
-                    losses.append(loss.detach())
         finally:
             for parameter in self._parameters:
                 parameter.requires_grad_(False)

@@ -1,15 +1,17 @@
 """What every refit minimises: how far a network is from the teacher on random inputs, without labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from de_ray.config import RefitConfig
 from de_ray.device import moved, precision, products, warn_of_precision
+from de_ray.memory import even_size, inputs_that_fit
 from de_ray.problem.base import Output, Problem
 from de_ray.problem.sampling import draw_batch
 
@@ -22,7 +24,7 @@ class Objective:
 
     Args:
         problem: inputs, teacher, objective, augmentation.
-        config: `batch` and `precision` are used.
+        config: `batch`, `precision` and `memory_mb` are used.
         device: where networks run.
         share: rank and number of workers that take the mean of a batch together, each on its part of it.
     """
@@ -33,13 +35,29 @@ class Objective:
         self._problem, self._config, self._device = problem, config, device
         warn_of_precision("refit.precision", config.precision, device)
         self._teacher: nn.Module = problem.teacher.to(device)
+        self._most: int | None = None  # inputs whose activations fit into the memory
 
-    def __call__(self, forward: Callable[[Tensor], Output], generator: torch.Generator) -> Tensor:
-        """Draw a batch and take the mean of how far `forward` is from the teacher on it: [], differentiable.
+    def backward(self, forward: Callable[[Tensor], Output], generator: torch.Generator) -> Tensor:
+        """Draw a batch and add the gradient of the mean of how far `forward` is from the teacher on it to `.grad`s.
 
         Args:
             forward: inputs [N, ...] on the device -> the network's outputs.
             generator: draws the batch and its augmentation; on the CPU.
+
+        Returns:
+            The mean, [].
+        """
+        total = torch.zeros((), device=self._device)
+        for part in self.parts(forward, generator):
+            part.backward()
+            total = total + part.detach()
+        return total
+
+    def parts(self, forward: Callable[[Tensor], Output], generator: torch.Generator) -> Iterator[Tensor]:
+        """The mean that `backward` is of, in parts that add up to it: [] each, differentiable.
+
+        There is one of them unless the batch's activations take more than `memory_mb`. The next one's are computed when
+        it is asked for, by when the backward pass of the one before has freed its own.
         """
         problem = self._problem
         indices = draw_batch(len(problem.inputs), problem.chances, self._config.batch, generator)
@@ -48,6 +66,13 @@ class Objective:
             inputs = problem.augment(inputs, generator)
         # Every worker draws and augments the whole batch: what a part holds does not depend on how many there are.
         indices, inputs = indices[self._rank::self._workers], inputs[self._rank::self._workers]
+        size = self._fitting(forward, indices, inputs)
+        for some, part in zip(indices.split(size), inputs.split(size), strict=True):
+            yield self._distances(forward, some, part).sum() / len(inputs)
+
+    def _distances(self, forward: Callable[[Tensor], Output], indices: Tensor, inputs: Tensor) -> Tensor:
+        """[N]: of each input, the teacher's output on which is known by its index, or taken."""
+        problem = self._problem
         with precision(self._config.precision, self._device):
             if self._kept is not None:
                 leaves, structure = self._kept
@@ -56,7 +81,18 @@ class Objective:
             else:
                 expected = self._expected(inputs)
             found = forward(inputs)
-        return (problem.objective or problem.divergence)(expected, found).mean()
+        return (problem.objective or problem.divergence)(expected, found)
+
+    def _fitting(self, forward: Callable[[Tensor], Output], indices: Tensor, inputs: Tensor) -> int:
+        """Inputs a part, all parts being about equal."""
+        if len(inputs) == 1:
+            return 1
+        if self._most is None:
+            # Passes that no backward pass follows are none that workers wait for each other in.
+            alone = forward.module if isinstance(forward, DistributedDataParallel) else forward
+            self._most = inputs_that_fit(lambda n: self._distances(alone, indices[:n], inputs[:n]),
+                                         self._config.memory_mb)
+        return even_size(len(inputs), self._most)
 
     def products(self) -> AbstractContextManager[None]:
         """Around whole steps: backward passes are to multiply as forward passes do."""

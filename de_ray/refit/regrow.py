@@ -24,7 +24,7 @@ def regrow(student: Student, problem: Problem, config: RefitConfig, missing: Bud
     Args:
         student: changed in place.
         problem: inputs, teacher, objective, augmentation.
-        config: `batch` and `precision` are used.
+        config: `batch`, `precision` and `memory_mb` are used.
         missing: weights to bring back, in each bound layer and over all others.
         generator: draws batches and augmentation; on the CPU.
     """
@@ -43,14 +43,16 @@ def _gains(student: Student, objective: Objective, generator: torch.Generator) -
         weight.requires_grad_(True)
     try:
         for _ in range(BATCHES):
-            loss = objective(student.module, generator)
-            gradients = torch.autograd.grad(loss, student.weights, materialize_grads=True)
-            for total, square, gradient in zip(sums, squares, gradients, strict=True):
-                total += gradient
-                square.addcmul_(gradient, gradient)
+            objective.backward(student.module, generator)
+            for total, square, weight in zip(sums, squares, student.weights, strict=True):
+                if weight.grad is not None:
+                    total += weight.grad
+                    square.addcmul_(weight.grad, weight.grad)
+                    weight.grad = None
     finally:
         for weight in student.weights:
             weight.requires_grad_(False)
+            weight.grad = None
     # Weights that were hardly ever touched have next to no curvature: the layer's mean keeps them from being the first.
     return [total.square() / (square + square.mean()).clamp_min(torch.finfo(square.dtype).tiny)
             for total, square in zip(sums, squares, strict=True)]

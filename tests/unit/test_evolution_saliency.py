@@ -7,7 +7,7 @@ from torch import nn
 
 from de_ray.config import CRITERIA
 from de_ray.evolution.candidate import ZeroingSet
-from de_ray.evolution.curvature import SaliencyInputs, fisher_diagonal
+from de_ray.evolution.curvature import SaliencyInputs, divergence_gradient, fisher_diagonal
 from de_ray.evolution.saliency import saliencies
 from de_ray.evolution.surrogate import rank_correlation
 from de_ray.problem.custom import problem_from_model
@@ -48,6 +48,23 @@ def test_fisher_is_the_diagonal_of_the_divergences_hessian_at_equal_outputs(dive
     # cosine's score doubles the curvature along the output's direction, by its definition.
     low, high = (0.75, 1.25) if divergence != "cosine" else (0.75, 2.3)
     assert (estimate > low * exact).all() and (estimate < high * exact).all()
+
+
+def test_passes_whose_activations_do_not_fit_go_in_parts_with_the_same_gradients():
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(8, 20_000), nn.ReLU(), nn.Linear(20_000, 3))  # 80 kB a sample
+    problem = problem_from_model(wide, torch.randn(50, 8), divergence="mse")
+    student, sizes, found = Student(problem.teacher, problem.layers), [], []
+    student.commit([ZeroingSet(0, np.arange(1000))])
+    student.module.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    for memory_mb in (1, 4096):
+        given = SaliencyInputs(student, problem, problem.inputs, 40, torch.Generator(), memory_mb)
+        found.append([divergence_gradient(given), fisher_diagonal(given)])
+    for split, whole in zip(found[0][0], found[1][0], strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-7)
+    means = [float(each[1][1].mean()) for each in found]  # scores are drawn anew for each part
+    assert means[0] == pytest.approx(means[1], rel=0.5)
+    assert sizes == [1, 2, *[10] * 5] * 2 + [1, 2, 40, 10] * 2, "13 samples fit, in four parts of equal size"
 
 
 def test_wanda_is_magnitude_times_the_inputs_root_mean_square():

@@ -107,9 +107,11 @@ def test_saliency_and_refit_see_inputs_by_their_chances(cache):
         seen.extend(inputs)
         return problem.teacher(inputs)
 
-    Objective(problem, RefitConfig(batch=64), torch.device("cpu"))(forward, torch.Generator())
-    seen.extend(saliency_inputs(problem, Config(), Student(problem.teacher, problem.layers), 0).inputs)
-    assert len(seen) == 64 + 10
+    sum(Objective(problem, RefitConfig(batch=64), torch.device("cpu")).parts(forward, torch.Generator()))
+    assert len(seen) >= 64
+    drawn = saliency_inputs(problem, Config(), Student(problem.teacher, problem.layers), 0).inputs
+    assert len(drawn) == 10
+    seen.extend(drawn)
     assert all(any(one.equal(other) for other in problem.inputs[:10]) for one in seen)
 
 

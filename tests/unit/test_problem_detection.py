@@ -332,8 +332,8 @@ def test_refit_minimises_the_emphasised_divergence_and_the_plain_one_is_measured
     measured = problem.divergence(expected, found)
     assert measured.equal(plain.divergence(expected, found))
     assert (problem.objective(expected, found) > 1.5 * measured).all()
-    losses = [Objective(one, RefitConfig(batch=2), torch.device("cpu"))(
-        lambda inputs: [head + 1 for head in problem.teacher(inputs)], torch.Generator().manual_seed(0))
+    losses = [sum(Objective(one, RefitConfig(batch=2), torch.device("cpu")).parts(
+        lambda inputs: [head + 1 for head in problem.teacher(inputs)], torch.Generator().manual_seed(0)))
         for one in (plain, problem)]
     assert losses[1] > 1.5 * losses[0] > 0
 

@@ -76,10 +76,11 @@ def test_the_teacher_runs_once_an_input_where_inputs_stay_and_not_before_a_step_
     objective = Objective(problem, RefitConfig(batch=16), torch.device("cpu"))
     assert not seen
     for _ in range(3):
-        objective(copy.deepcopy(problem.teacher), torch.Generator().manual_seed(0))
+        sum(objective.parts(copy.deepcopy(problem.teacher), torch.Generator().manual_seed(0)))
     handle.remove()
-    # The copies that stand for students count too: 16 inputs each.
-    assert sum(seen) - 3 * 16 == 1 + len(problem.inputs)
+    # The copies that stand for students count too: 16 inputs each, and of the first three more, by which its
+    # activations are measured.
+    assert sum(seen) - 3 * 16 - 3 == 1 + len(problem.inputs)
 
 
 def test_refit_in_bfloat16_lowers_the_divergence_and_keeps_float32_weights():
@@ -364,7 +365,7 @@ def test_inputs_are_augmented_where_networks_run():
     problem = dataclasses.replace(problem, augment=augment)
     device = torch.device("meta")  # stands for a GPU
     objective = Objective(problem, RefitConfig(batch=8), device)
-    assert objective(copy.deepcopy(problem.teacher).to(device), torch.Generator()).device.type == "meta"
+    assert sum(objective.parts(copy.deepcopy(problem.teacher).to(device), torch.Generator())).device.type == "meta"
     assert seen == ["meta"]
 
 
@@ -416,12 +417,35 @@ def test_workers_share_a_batch_as_one_would_have_it(augmented):
             for parameter in module.parameters():
                 parameter.mul_(0.9)
         objective = Objective(problem, config, torch.device("cpu"), share)
-        objective(module, torch.Generator().manual_seed(0)).backward()
+        objective.backward(module, torch.Generator().manual_seed(0))
         return [parameter.grad for parameter in module.parameters()]
 
     parts = [gradient((rank, 3)) for rank in range(3)]
     for whole, *grads in zip(gradient((0, 1)), *parts, strict=True):
         torch.testing.assert_close(sum(grads) / 3, whole, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_batch_whose_activations_do_not_fit_goes_in_parts_with_the_same_gradient(augmented):
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(8, 20_000), nn.ReLU(), nn.Linear(20_000, 3))  # 80 kB a sample and activation
+    problem = problem_from_model(wide, torch.randn(80, 8), divergence="mse", augment="cutmix" if augmented else "none")
+    student = Student(problem.teacher, problem.layers)
+    student.commit([ZeroingSet(0, np.arange(1000))])
+    sizes, gradients = [], []
+    student.module.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    student.module.requires_grad_(True)
+    for memory_mb in (1, 4096):
+        objective = Objective(problem, RefitConfig(batch=50, memory_mb=memory_mb), torch.device("cpu"))
+        for _ in range(2):
+            student.module.zero_grad()
+            loss = objective.backward(student.module, torch.Generator().manual_seed(0))
+        gradients.append([loss, *(parameter.grad for parameter in student.module.parameters())])
+    measured, parts = sizes[:2], sizes[2:sizes.index(50) - 2]
+    assert measured == [1, 2] and max(parts) <= 2**20 / 80_000 and sum(parts) == 2 * 50, "measured once"
+    assert max(parts) - min(parts) <= max(parts) / 2, "about equal"
+    for split, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-7)
 
 
 class Residual(nn.Module):

@@ -1,0 +1,39 @@
+"""How many inputs may go through a network at once, when what their way back needs is kept."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def inputs_that_fit(run: Callable[[int], object], memory_mb: int) -> int:
+    """Inputs whose activations fit into so many MB, at least one.
+
+    Args:
+        run: computes something differentiable of a number of inputs, 1 or 2, and returns it.
+        memory_mb: for all activations that autograd keeps; what both numbers keep, such as parameters, does not count.
+    """
+    one, two = (_kept_bytes(run, count) for count in (1, 2))
+    return max(1, memory_mb * 2**20 // max(1, two - one))
+
+
+def even_size(total: int, most: int) -> int:
+    """The size of about equal parts, of `most` at most each."""
+    return math.ceil(total / math.ceil(total / most))
+
+
+def _kept_bytes(run: Callable[[int], object], count: int) -> int:
+    """Bytes that autograd keeps, each piece of memory once."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = run(count)  # kept alive while it is counted: freed memory would be given out, and counted, again
+    total = sum(kept.values())
+    del result
+    return total
