@@ -202,7 +202,7 @@ def test_what_is_no_image_is_spliced_and_shifting_it_is_a_value_error(inputs):
 
 def test_single_numbers_are_augmented_by_nothing():
     assert augmentation("auto", torch.ones(5)) is None
-    with pytest.raises(ValueError, match=r"problem\.augment='cutmix': expected \[N, \.\.\.\], got inputs \[5\]"):
+    with pytest.raises(ValueError, match=r"problem\.augment='cutmix': expected inputs \[N, \.\.\.\], got \[5\]"):
         augmentation("cutmix", torch.ones(5))
 
 
