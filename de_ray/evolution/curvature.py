@@ -89,7 +89,10 @@ def _gradients(given: SaliencyInputs, scalar: Callable[[Tensor, Output], Tensor]
         for batch in given.inputs.split(given.batch):
             batch = batch.to(weights[0].device)
             if most is None and len(batch) > 1:
-                most = inputs_that_fit(lambda n, some=batch: given.student.module(some[:n]), given.memory_mb)
+                drawn = given.generator.get_state()  # scores to come are drawn as if these had not been
+                most = inputs_that_fit(lambda n, some=batch: scalar(some[:n], given.student.module(some[:n])),
+                                       given.memory_mb)
+                given.generator.set_state(drawn)
             total = None
             for inputs in batch.split(even_size(len(batch), most or 1)):
                 # The output may not depend on a layer, such as one that only training uses.

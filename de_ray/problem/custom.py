@@ -22,6 +22,7 @@ from de_ray.problem.base import Layer, Problem
 from de_ray.problem.divergence import make_divergence
 from de_ray.problem.fold import fold_batch_norm
 from de_ray.problem.layers import check_finite, find_layers, told_of_recomputed
+from de_ray.problem.measure import pass_size
 from de_ray.problem.outputs import flatten
 from de_ray.problem.probing import probe, refuses
 from de_ray.problem.sampling import draw_inputs
@@ -29,6 +30,8 @@ from de_ray.problem.teacher import load_checkpoint
 
 log = logging.getLogger(__name__)
 
+OUTPUT_NUMBERS = 2**27
+"""Of all calibration inputs' outputs, at most: 512 MB, which only language models come near to."""
 PROBE = 8
 """Inputs, at most, of the forward passes that check a model."""
 DENSE_SHARE = 0.1
@@ -115,13 +118,20 @@ def problem_from_model(
     _tell_of_size(model)
     teacher = _copied(model).cpu().float().eval().requires_grad_(False)
     check_finite(teacher)
-    if augment == "auto" and distort is not None and refuses(teacher, inputs[:PROBE], distort):
+    distance = make_divergence(divergence)
+    numbers = probe(teacher, inputs[:PROBE], distance)
+    if calibration_size > (most := max(1, OUTPUT_NUMBERS // numbers)):
+        log.info("calibration on %d inputs at most, as evaluators keep the outputs, %d numbers each", most, numbers)
+        calibration_size = most
+    draw = partial(draw_inputs, inputs, min(calibration_size, len(inputs)), inputs_size, seed)
+    inputs, drawn = draw(distort)
+    if distort is not None and refuses(teacher, drawn[:PROBE]):
+        if augment != "auto":
+            probe(teacher, drawn[:PROBE], distance)  # says what it is
         log.warning("the model does not take inputs that are composed of each other: refit has them as they are, and "
                     "may learn few of them by heart")
         distort = None
-    inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed, distort)
-    distance = make_divergence(divergence)
-    probe(teacher, drawn[:PROBE], distance)
+        inputs, drawn = draw()
     teacher = _folded(teacher, drawn[:PROBE])
     measure = _agreement if divergence == "kl" else _relative_error
     layers = find_layers(teacher, include, exclude, drawn[:PROBE])
@@ -273,11 +283,14 @@ def _tell_of_dense(teacher: nn.Module, layers: Sequence[Layer]) -> None:
                     told_of_recomputed(teacher))
 
 
-def _outputs(teacher: nn.Module, model: nn.Module, inputs: Tensor, batch: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+def _outputs(teacher: nn.Module, model: nn.Module, inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of the teacher's and the model's output tensors, batch by batch, on the CPU, wherever the two are."""
-    for x in inputs.split(batch):
-        expected, ours = ([tensor.cpu() for tensor in flatten(one(x.to(next(one.parameters()).device)))]
-                          for one in (teacher, model))
+
+    def outputs(one: nn.Module, batch: Tensor) -> list[Tensor]:
+        return [tensor.cpu() for tensor in flatten(one(batch.to(next(one.parameters()).device)))]
+
+    for batch in inputs.split(pass_size(inputs, outputs(teacher, inputs[:1]))):
+        expected, ours = outputs(teacher, batch), outputs(model, batch)
         yield from zip(expected, ours, strict=True)
 
 

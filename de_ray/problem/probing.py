@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from de_ray.problem.base import Augment
 from de_ray.problem.divergence import TensorDivergence, kl
 from de_ray.problem.outputs import flatten
 
@@ -12,10 +11,16 @@ ROUNDING = 1e-3
 
 
 @torch.no_grad()
-def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> None:
-    """One forward pass, so that a model and inputs that do not fit are told apart from everything later.
+def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> int:
+    """Forward passes, so that a model and inputs that do not fit are told apart from everything later.
 
     A teacher that changes its inputs is given copies of them from then on.
+
+    Returns:
+        How many numbers an input is turned into.
+
+    Raises:
+        ValueError: the two do not fit each other, or the divergence is not defined on such outputs.
     """
     described = f"inputs {list(sample.shape)} of {sample.dtype}"
     given = sample.clone()
@@ -53,18 +58,16 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> N
                 raise ValueError(f"the model turns {described} into {list(tensor.shape)}, and kl takes dimension 1 for "
                                  "the classes: expected logits.transpose(1, 2), or divergence=mse")
     divergence(output, output)  # raises where this divergence is not defined on such outputs
+    return sum(tensor.numel() for tensor in tensors) // len(sample)
 
 
-def refuses(teacher: nn.Module, sample: Tensor, distort: Augment) -> bool:
-    """Whether a teacher that takes a sample raises, or answers what is not finite, once that is augmented."""
-    answered = []
-    for inputs in (sample, distort(sample, torch.Generator().manual_seed(0))):
-        try:
-            with torch.no_grad():
-                answered.append(all(bool(tensor.isfinite().all()) for tensor in flatten(teacher(inputs.clone()))))
-        except Exception:  # noqa: BLE001 - the user's code; of a sample that is as it came `probe` tells
-            answered.append(False)
-    return answered == [True, False]
+@torch.no_grad()
+def refuses(teacher: nn.Module, sample: Tensor) -> bool:
+    """Whether a teacher raises for a sample, or answers what is not finite."""
+    try:
+        return not all(bool(tensor.isfinite().all()) for tensor in flatten(teacher(sample)))
+    except Exception:  # noqa: BLE001 - the user's code, of which anything may come out
+        return True
 
 
 def _hint(error: Exception) -> str:
