@@ -9,13 +9,14 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
-from de_ray.evaluation.program import Program
+from de_ray.evaluation.program import Program, Values
 from de_ray.problem.base import Output
 from de_ray.problem.outputs import flatten
 
@@ -54,7 +55,33 @@ def capture(module: nn.Module, inputs: Tensor) -> Program:
     require_close(whole, reference, "its captured graph computes something else than the module")
     apart = [torch.cat(pair) for pair in zip(*map(flatten, parts), strict=True)]
     require_close(whole, apart, "its samples influence each other")
+    program.numbered = _numbered(program, probe)
     return program
+
+
+def _numbered(program: Program, probe: Tensor) -> frozenset[fx.Node]:
+    """See `Program.numbered`: what a batch of probes, given twice at once, does not have twice."""
+
+    def holds_samples(node: fx.Node) -> bool:
+        try:
+            return program.holds_samples(node)
+        except LookupError:  # samples lie elsewhere: candidates will not be stacked
+            return False
+
+    # All of them begin with what grows with the samples and is made of nothing that does.
+    if not any(program.grows(node) and not any(map(program.grows, node.all_input_nodes))
+               for node in program.operations):
+        return frozenset()
+    once: Values = {}
+    program.run(program.result_nodes, {program.given: probe}, len(probe), once.__setitem__)
+    found = set()
+
+    def compare(node: fx.Node, value: Any) -> None:
+        if holds_samples(node) and not _close(value, torch.cat([once[node]] * 2)):
+            found.add(node)
+
+    program.run(program.result_nodes, {program.given: torch.cat([probe] * 2)}, 2 * len(probe), compare)
+    return frozenset(found)
 
 
 class _OfOne(nn.Module):
@@ -137,6 +164,13 @@ def _rebuild(spec: pytree.TreeSpec) -> Callable[[list], Output]:
 def require_close(found: Output, expected: Output, otherwise: str) -> None:
     """Raise `CaptureError(otherwise)` where outputs differ by more than rounding may make of them."""
     for a, b in zip(flatten(found), flatten(expected), strict=True):
-        largest = float(b.detach().abs().max()) if b.numel() else 0.0
-        if a.shape != b.shape or not torch.allclose(a, b, rtol=RTOL, atol=RTOL * largest, equal_nan=True):
+        if a.shape != b.shape or not _close(a, b):
             raise CaptureError(otherwise)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """Whether tensors of one shape are equal but for what rounding may make of floating-point numbers."""
+    if not expected.is_floating_point():
+        return torch.equal(found, expected)
+    largest = float(expected.detach().abs().max()) if expected.numel() else 0.0
+    return torch.allclose(found, expected, rtol=RTOL, atol=RTOL * largest, equal_nan=True)

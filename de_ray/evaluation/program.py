@@ -38,6 +38,9 @@ class Program:
         self.operations = [node for node in nodes if node.op == "call_function"]
         """Nodes that compute something."""
         self.result_nodes = [node for node in results if isinstance(node, fx.Node)]
+        self.numbered: frozenset[fx.Node] = frozenset()
+        """Values that count samples, as arange(N) does, or are computed from what does: of a stack of batches they are
+        others than a batch's, repeated."""
         self._derived: dict[tuple, fx.Node] = {}
         # As they were captured: a SymInt takes up whatever anybody finds out of it, if only by asking for its number.
         self._sizes = {node: _expressions(node.meta.get("val")) for node in nodes}
@@ -71,14 +74,17 @@ class Program:
         return frozenset(node for node, value in self.state.items() if value is tensor)
 
     def dependents(self, sources: Collection[fx.Node]) -> list[fx.Node]:
-        """Operations that depend on `sources`, in order, `sources` left out."""
+        """Operations that depend on `sources`, in order, `sources` left out, and the numbered values that those read."""
         reached = set(sources)
-        found = []
         for node in self.operations:
             if any(one in reached for one in node.all_input_nodes):
                 reached.add(node)
-                found.append(node)
-        return found
+        todo = [node for node in self.operations if node in reached]
+        while todo:
+            counted = [one for one in todo.pop().all_input_nodes if one in self.numbered and one not in reached]
+            reached.update(counted)
+            todo.extend(counted)
+        return [node for node in self.operations if node in reached and node not in sources]
 
     # Shapes.
 
@@ -103,6 +109,13 @@ class Program:
         held = self._sizes[node]
         tensors = held if isinstance(held, list) else [held]
         return sum(math.prod(self._number(n, samples) for n in one) for one in tensors if isinstance(one, tuple))
+
+    def grows(self, node: fx.Node) -> bool:
+        """Whether a node holds more for more samples, wherever they lie."""
+        held = self._sizes[node]
+        shapes = held if isinstance(held, list) else [held]
+        return any(isinstance(length, sympy.Basic) and self._batch in length.free_symbols
+                   for shape in shapes if isinstance(shape, tuple) for length in shape)
 
     def holds_samples(self, node: fx.Node) -> bool:
         """Whether samples lie along the first axis of a node's tensor and nowhere else; False: nowhere at all.

@@ -320,6 +320,43 @@ def test_candidates_of_a_network_that_concatenates_samples_are_what_they_are_by_
     assert (found[0] > 1e-4).all()
 
 
+class LastToken(nn.Module):
+    """Takes a sequence's last token by its number in the batch, as language models do that classify."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.embedding = how, nn.Embedding(30, 16)
+        self.a, self.b, self.c = nn.Linear(16, 24), nn.Linear(24, 24), nn.Linear(24, 5)
+
+    def forward(self, tokens):
+        hidden = self.b(self.a(self.embedding(tokens)).relu()).cumsum(1)
+        n, length, width = hidden.shape
+        last = (tokens != 0).sum(1) - 1
+        found = {"pair": lambda: hidden[torch.arange(n), last],
+                 "flat": lambda: hidden.reshape(-1, width)[torch.arange(n) * length + last],
+                 "select": lambda: hidden.reshape(-1, width).index_select(0, torch.arange(0, n * length, length) + last),
+                 "gather": lambda: hidden.gather(1, last[:, None, None].expand(-1, 1, width))[:, 0]}[self.how]()
+        return self.c(found)
+
+
+@pytest.mark.parametrize("how", ["pair", "flat", "select"])
+def test_candidates_of_a_network_that_numbers_its_samples_are_what_they_are_without(how):
+    tokens = torch.randint(1, 30, (48, 10), generator=torch.Generator().manual_seed(0))
+    for row, length in enumerate(torch.randint(2, 10, (48,), generator=torch.Generator().manual_seed(1))):
+        tokens[row, length:] = 0
+    found = []
+    for which in ("gather", how):
+        problem = problem_from_model(LastToken(which), tokens)
+        replica = Replica(ReplicaSetup(problem, 8, "cpu", 1))
+        assert isinstance(replica._runner, Engine)
+        candidates = [(ZeroingSet(1, np.arange(count)),) for count in (20, 100, 300, 570)]
+        candidates += [(ZeroingSet(0, np.arange(count)), ZeroingSet(2, np.arange(5))) for count in (30, 200)]
+        found.append(replica.evaluate(candidates, range(len(replica.batches))))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3)
+    assert len(np.unique(found[0])) == len(found[0])
+
+
 class Renamed(Layers):
     """A module by two names, its weight tied to another module's besides."""
 
