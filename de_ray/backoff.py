@@ -117,6 +117,7 @@ class Backoff:
             if not refit.slow_down():
                 break
         if last:
+            log.warning("the refit after the last cycle is left out: it did harm at each rate that was tried")
             self._student.set_values(self._before[0])
             self._pool.refresh(self._student)
         return students_divergence(self._pool)

@@ -128,22 +128,31 @@ def _require_state(problem: Problem) -> None:
 
 
 def _require_gradients(problem: Problem, student: Student) -> None:
-    """Raise `ValueError` where outputs are no differentiable function of the layers' weights."""
+    """Raise `ValueError` where outputs are no differentiable function of the layers' weights, or a pass leaves
+    something to the next one that is none, or that files cannot hold."""
     weights = student.weights
+    shapes = {name: value.shape for name, value in student.module.state_dict().items()}
     for weight in weights:
         weight.requires_grad_(True)
     try:
-        output = student.module(problem.calibration[:1].to(weights[0].device))
-        score = problem.divergence.score(output, torch.Generator().manual_seed(0))
-        torch.autograd.grad(score, weights, materialize_grads=True)
+        for count in (1, 2):
+            output = student.module(problem.calibration[:count].to(weights[0].device))
+            score = problem.divergence.score(output, torch.Generator().manual_seed(0))
+            torch.autograd.grad(score, weights, materialize_grads=True)
     except RuntimeError as error:
         raise ValueError("the teacher's outputs have no gradient with respect to its layers' weights, which saliencies "
                          "and refit follow: expected no torch.no_grad or inference_mode in its forward pass, no "
                          "reentrant checkpoints (use_reentrant=False), nothing changed in place that gradients need, "
+                         "nothing kept for the next pass but what is detached, "
                          f"and scores rather than their argmax ({str(error).splitlines()[0]})") from error
     finally:
         for weight in weights:
             weight.requires_grad_(False)
+    for name, value in student.module.state_dict().items():
+        if value.shape != shapes[name]:
+            raise ValueError(f"the teacher's {name} is {list(shapes[name])} before a pass and {list(value.shape)} "
+                             "after another: expected buffers that keep their shape, or register_buffer(..., "
+                             "persistent=False), which keeps them out of files")
 
 
 def _earlier(student: Student, path: str) -> dict[str, Tensor]:

@@ -41,9 +41,7 @@ def capture(module: nn.Module, inputs: Tensor) -> Program:
         CaptureError: `torch.export` cannot follow the module, it fixes the number of samples, or its samples influence
             each other, so that candidates could not be stacked along the batch axis.
     """
-    some = inputs[:PROBE]
-    # Where there are few inputs, shifted ones make up the number: equal samples would not show that they are mixed.
-    probe = torch.cat([some, *(some.roll(shift, -1) for shift in range(1, PROBE))])[:PROBE]  # [N, ...]
+    probe = _probe(module, inputs)
     try:
         program = _exported(module, probe)
         whole, parts = program.outputs(probe), [program.outputs(part) for part in probe.split(PROBE // 2)]
@@ -57,6 +55,20 @@ def capture(module: nn.Module, inputs: Tensor) -> Program:
     require_close(whole, apart, "its samples influence each other")
     program.numbered = _numbered(program, probe)
     return program
+
+
+def _probe(module: nn.Module, inputs: Tensor) -> Tensor:
+    """[PROBE, ...] inputs, which must not all be equal: that would not show whether samples are mixed."""
+    some = inputs[:PROBE]
+    if len(some) == PROBE:
+        return some
+    # Where there are few, shifted ones make up the number, or, where the module does not take those, the last one.
+    probe = torch.cat([some, *(some.roll(shift, -1) for shift in range(1, PROBE))])[:PROBE]
+    try:
+        module(probe)
+    except Exception:  # noqa: BLE001 - the user's code on values that may be out of its range
+        return some[torch.arange(PROBE).clamp(max=len(some) - 1)]
+    return probe
 
 
 def _numbered(program: Program, probe: Tensor) -> frozenset[fx.Node]:

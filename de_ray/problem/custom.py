@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from de_ray.checks import require, require_choice
 from de_ray.config import DIVERGENCES, ProblemConfig
 from de_ray.problem.arrays import as_inputs, load_inputs
-from de_ray.problem.augment import augmentation
-from de_ray.problem.base import Layer, Problem
+from de_ray.problem.augment import augmentation, splice
+from de_ray.problem.base import Augment, Layer, Problem
 from de_ray.problem.divergence import make_divergence
 from de_ray.problem.fold import fold_batch_norm
 from de_ray.problem.layers import check_finite, find_layers, told_of_recomputed
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 OUTPUT_NUMBERS = 2**27
 """Of all calibration inputs' outputs, at most: 512 MB, which only language models come near to."""
+COMPOSED = 128
+"""Inputs, at most, that are composed of each other to see whether the model takes them."""
 PROBE = 8
 """Inputs, at most, of the forward passes that check a model."""
 DENSE_SHARE = 0.1
@@ -113,7 +115,6 @@ def problem_from_model(
                              f"{inputs.dtype} {list(inputs.shape[1:])}: expected the same")
     if calibration_size > len(inputs):
         log.info("calibration on all %d inputs, fewer than the %d asked for", len(inputs), calibration_size)
-    distort = augmentation(augment, inputs, augment_share)
     _require_values(model)
     _tell_of_size(model)
     teacher = _copied(model).cpu().float().eval().requires_grad_(False)
@@ -123,15 +124,10 @@ def problem_from_model(
     if calibration_size > (most := max(1, OUTPUT_NUMBERS // numbers)):
         log.info("calibration on %d inputs at most, as evaluators keep the outputs, %d numbers each", most, numbers)
         calibration_size = most
-    draw = partial(draw_inputs, inputs, min(calibration_size, len(inputs)), inputs_size, seed)
-    inputs, drawn = draw(distort)
-    if distort is not None and refuses(teacher, drawn[:PROBE]):
-        if augment != "auto":
-            probe(teacher, drawn[:PROBE], distance)  # says what it is
-        log.warning("the model does not take inputs that are composed of each other: refit has them as they are, and "
-                    "may learn few of them by heart")
-        distort = None
-        inputs, drawn = draw()
+    distort = _augmentation(teacher, augment, inputs, augment_share)
+    inputs, drawn = draw_inputs(inputs, min(calibration_size, len(inputs)), inputs_size, seed, distort)
+    if augment not in ("auto", "none"):
+        probe(teacher, drawn[:PROBE], distance)
     teacher = _folded(teacher, drawn[:PROBE])
     measure = _agreement if divergence == "kl" else _relative_error
     layers = find_layers(teacher, include, exclude, drawn[:PROBE])
@@ -148,6 +144,19 @@ def problem_from_model(
         metrics=partial(measure, teacher, held_out),
         augment=distort,
     )
+
+
+def _augmentation(teacher: nn.Module, name: str, inputs: Tensor, share: float) -> Augment | None:
+    """The augmentation of a name; of auto the first one that the teacher takes, or none, with a warning."""
+    chosen = augmentation(name, inputs, share)
+    if name != "auto" or chosen is None:
+        return chosen
+    for distort in dict.fromkeys((chosen.func, splice)):  # not all that has four axes are images
+        if not refuses(teacher, distort(inputs[:COMPOSED], torch.Generator().manual_seed(0))):
+            return partial(distort, share=share)
+    log.warning("the model does not take inputs that are composed of each other: refit has them as they are, and may "
+                "learn few of them by heart")
+    return None
 
 
 def _globs(key: str, globs: str | Sequence[str]) -> list[str]:

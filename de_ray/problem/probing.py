@@ -1,11 +1,17 @@
 """One pass of a model that nobody knows yet: whether it and its inputs fit each other."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
 from de_ray.problem.divergence import TensorDivergence, kl
 from de_ray.problem.outputs import flatten
 
+log = logging.getLogger(__name__)
+
+PART = 8
+"""Inputs of a pass."""
 ROUNDING = 1e-3
 """Largest difference of outputs that ought to be equal, relative to the output's largest magnitude."""
 
@@ -52,20 +58,33 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> i
             raise ValueError("the model's outputs for the same inputs differ from pass to pass: expected one function; "
                              "what draws numbers must not do so in eval mode, F.dropout(x, training=self.training) "
                              "say, and no state may be carried from one pass to the next")
-    if divergence.of_tensors is kl and not sample.is_floating_point() and sample.ndim == 2:
-        for tensor in tensors:  # of a language model, [N, T, V]
-            if tensor.ndim == 3 and tensor.shape[1] == sample.shape[1] != tensor.shape[2]:
-                raise ValueError(f"the model turns {described} into {list(tensor.shape)}, and kl takes dimension 1 for "
-                                 "the classes: expected logits.transpose(1, 2), or divergence=mse")
+    if divergence.of_tensors is kl:
+        _check_classes(sample, tensors, described)
     divergence(output, output)  # raises where this divergence is not defined on such outputs
     return sum(tensor.numel() for tensor in tensors) // len(sample)
+
+
+def _check_classes(sample: Tensor, tensors: list[Tensor], described: str) -> None:
+    """Raise `ValueError`, or warn, where classes seem to lie last, as language models have them: kl takes dimension 1
+    for them."""
+    for tensor in tensors:  # [N, T, V]
+        if tensor.ndim != 3 or tensor.shape[1] == tensor.shape[2]:
+            continue
+        told = (f"the model turns {described} into {list(tensor.shape)}, and kl takes dimension 1 for the classes: "
+                "expected logits.transpose(1, 2), or divergence=mse")
+        if not sample.is_floating_point() and sample.ndim == 2 and tensor.shape[1] == sample.shape[1]:
+            raise ValueError(told)
+        # Of floats [N, T, F], or tokens and their masks [N, 2, T]; channels that are as many as classes look so too.
+        if sample.ndim == 3 and tensor.shape[1] == sample.shape[1 if sample.is_floating_point() else 2]:
+            log.warning("%s", told)
 
 
 @torch.no_grad()
 def refuses(teacher: nn.Module, sample: Tensor) -> bool:
     """Whether a teacher raises for a sample, or answers what is not finite."""
     try:
-        return not all(bool(tensor.isfinite().all()) for tensor in flatten(teacher(sample)))
+        return not all(bool(tensor.isfinite().all())
+                       for part in sample.split(PART) for tensor in flatten(teacher(part)))
     except Exception:  # noqa: BLE001 - the user's code, of which anything may come out
         return True
 

@@ -114,4 +114,6 @@ class Objective:
         if sum(leaf.numel() * leaf.element_size() for leaf in first) * len(inputs) > CACHE_BYTES:
             return None
         parts = [tree_flatten(self._expected(part.to(self._device)))[0] for part in inputs.split(self._config.batch)]
+        if any(leaf.shape[1:] != one.shape[1:] for part in parts for leaf, one in zip(part, first, strict=True)):
+            return None  # as long as the longest of a batch, say
         return [torch.cat(leaves) for leaves in zip(*parts, strict=True)], structure

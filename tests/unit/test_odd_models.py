@@ -13,9 +13,11 @@ import de_ray
 from de_ray import codec
 from de_ray.__main__ import main
 from de_ray.config import CRITERIA, EvolutionConfig, QuantizationConfig, RefitConfig
+from de_ray.evaluation.capture import capture
 from de_ray.evaluation.engine import Engine
 from de_ray.evaluation.replica import Replica, ReplicaSetup
 from de_ray.evolution.candidate import ZeroingSet
+from de_ray.problem.augment import splice
 from de_ray.problem.custom import problem_from_model
 from de_ray.student import Student
 
@@ -349,7 +351,7 @@ def test_candidates_of_a_network_that_numbers_its_samples_are_what_they_are_with
     for which in ("gather", how):
         problem = problem_from_model(LastToken(which), tokens)
         replica = Replica(ReplicaSetup(problem, 8, "cpu", 1))
-        assert isinstance(replica._runner, Engine)
+        assert isinstance(replica._runner, Engine)  # stacks them
         candidates = [(ZeroingSet(1, np.arange(count)),) for count in (20, 100, 300, 570)]
         candidates += [(ZeroingSet(0, np.arange(count)), ZeroingSet(2, np.arange(5))) for count in (30, 200)]
         found.append(replica.evaluate(candidates, range(len(replica.batches))))
@@ -394,6 +396,92 @@ def test_modules_that_ask_for_the_version_of_a_state_dict_are_told(tmp_path):
     assert de_ray.load(path, model=Versioned())(INPUTS).shape == (48, 3)
 
 
+class Keeps(Layers):
+    """Leaves what it computed to nobody, in a buffer of its own."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.register_buffer("kept", torch.zeros(64 if how == "written" else 1, 3))
+
+    def forward(self, x):
+        found = super().forward(x)
+        if self.how == "written":
+            self.kept[:len(x)] = found
+            return self.kept[:len(x)].clone()
+        self.kept = found.detach()
+        return found
+
+
+class Longest(nn.Module):
+    """Its output is as long as the longest sample of a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(50, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        return self.last(self.embedding(tokens))[:, :int((tokens > 0).sum(1).max())]
+
+
+def test_outputs_as_long_as_a_batchs_longest_sample_are_followed_without_augmentation():
+    tokens = torch.where(torch.arange(6) < torch.arange(40)[:, None] % 5 + 1, TOKENS[:40].clamp(min=1), 0)
+    refit = RefitConfig(steps=2, final_steps=2, batch=3)
+    result = compress_quickly(Longest(), tokens, refit, sparsity=0.5, bits=4, augment="none")
+    assert result.report["decoded_equals_student"]
+
+
+class Categories(nn.Module):
+    """Columns of a table: indices of its own range first."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(4, 8), nn.Linear(8 + 5, 3)
+
+    def forward(self, x):
+        return self.last(torch.cat([self.embedding(x[..., 0].long()), x[..., 1:]], -1)).flatten(1)
+
+
+class Centred(Categories):
+    """Mixes its samples."""
+
+    def forward(self, x):
+        found = super().forward(x)
+        return found - found.mean(0)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_few_samples_of_columns_that_are_no_others_are_evaluated_in_parts(samples):
+    table = torch.cat([torch.arange(samples)[:, None] % 4, torch.full((samples, 5), 1e6)], 1)
+    network = Categories().eval()
+    torch.testing.assert_close(capture(network, table).outputs(table), network(table))
+    if samples > 1:  # one alone does not show it
+        with pytest.raises(ValueError, match="samples influence each other"):
+            capture(Centred().eval(), table)
+
+
+def test_what_has_four_axes_and_is_no_image_is_spliced_all_the_same(caplog):
+    inputs = torch.cat([torch.randint(4, (30, 3, 7, 1)).float(), torch.randn(30, 3, 7, 5) + 10], -1)
+    problem = problem_from_model(Categories(), inputs, divergence="mse", augment="auto")
+    assert problem.augment.func is splice and "composed of each other" not in caplog.text
+    assert problem.calibration[..., 0].unique().numel() <= 4
+
+
+@pytest.mark.parametrize(("inputs", "shape", "told"), [
+    (torch.randn(20, 9, 8), (9, 3), True), (torch.randn(20, 8, 9), (3, 9), False),
+    (torch.randint(5, (20, 2, 9)), (9, 3), True), (torch.randn(20, 72), (9, 3), False),
+])
+def test_classes_that_seem_to_lie_last_are_told_of(inputs, shape, told, caplog):
+    network = nn.Sequential(nn.Flatten(), Floats(), nn.Linear(inputs[0].numel(), 27), nn.Unflatten(1, shape))
+    problem_from_model(network, inputs)
+    assert ("kl takes dimension 1 for the classes" in caplog.text) == told
+
+
+class Floats(nn.Module):
+    def forward(self, x):
+        return x.float()
+
+
 class Anything(Layers):
     def forward(self, *args, **kwargs):
         return super().forward(*args, **kwargs)
@@ -427,6 +515,8 @@ def meta():
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize(("model", "message"), [
+    (lambda: Keeps("written"), "nothing kept for the next pass but what is detached"),
+    (lambda: Keeps("replaced"), r"kept is \[\d+, 3\] before a pass .* persistent=False"),
     (WithoutGradient, "no gradient with respect to its layers' weights"), (Decided, "rather than their argmax"),
     (lambda: Checkpointed(True), "use_reentrant=False"), (Force, "in torch.inference_mode"),
     (Partial, r"state dict lacks a\.weight, a\.bias"), (Extra, "_extra_state is a dict: expected a tensor"),
