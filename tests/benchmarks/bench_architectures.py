@@ -26,7 +26,7 @@ from de_ray.problem.teacher import obtain
 
 BATCH = 500
 """Inputs a pass of a measurement."""
-CONTEXT, SYMBOLS = 64, 96
+CONTEXT, SYMBOLS = 32, 96
 """Characters that the language model sees, and that there are: those of ASCII that can be printed, and all others."""
 SEQUENCES, HELD_OUT = 60_000, 4_000
 """Of the language model's training, and apart from it."""
@@ -104,14 +104,14 @@ class Recurrent(nn.Module):
 
 
 class Language(nn.Module):
-    """What comes next after each of some characters; three layers of causal self-attention."""
+    """What comes next after each of some characters; two layers of causal self-attention."""
 
-    def __init__(self, width: int = 96) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
         self.embedding = nn.Embedding(SYMBOLS, width)
         self.places = nn.Parameter(0.02 * torch.randn(1, CONTEXT, width))
         layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 3, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), enable_nested_tensor=False)
         self.head = nn.Linear(width, SYMBOLS)
 
     def forward(self, tokens: Tensor) -> Tensor:
