@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import ray
 import torch
+from torch import nn
 
 from de_ray.config import PoolConfig, RefitConfig
 from de_ray.evolution.candidate import ZeroingSet
+from de_ray.problem.custom import problem_from_model
 from de_ray.problem.measure import mean_divergence
 from de_ray.refit.build import build_refit
 from de_ray.refit.parallel import require_gpus, worker_gpus
@@ -26,12 +28,15 @@ def no_session():
 
 
 def refitted(workers):
-    """Between cycles by one process, in the end by so many, which go on from the first one's moments."""
-    problem = mlp_problem()
+    """Between cycles by one process, in the end by so many, which go on from the first one's moments; each worker's
+    batch goes in parts."""
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(8, 20_000), nn.ReLU(), nn.Linear(20_000, 3))  # 80 kB a sample, 13 fit
+    problem = problem_from_model(wide, torch.randn(200, 8), divergence="mse")
     student = Student(problem.teacher, problem.layers)
     student.commit(tuple(ZeroingSet(i, np.arange(0, layer.size, 2)) for i, layer in enumerate(problem.layers)))
     before = mean_divergence(problem, student.module, problem.calibration)
-    config = RefitConfig(steps=30, final_steps=30, batch=32)
+    config = RefitConfig(steps=30, final_steps=30, batch=32, learning_rate=1e-3, memory_mb=1)
     generator = torch.Generator().manual_seed(0)
     first = build_refit(student, problem, config)
     first.after_cycle(generator)
