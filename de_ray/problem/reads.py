@@ -1,4 +1,5 @@
-"""Which parameters a network multiplies with its values, and in which it looks rows up: seen in one pass."""
+"""Which parameters a network multiplies with its values, scaled or not, and in which it looks rows up: seen in one
+pass."""
 
 import logging
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ _LOOKUPS = {aten.embedding, aten._embedding_bag, aten._embedding_bag_forward_onl
             aten.gather, aten.take}
 _COPIES = {aten.clone, aten._to_copy, aten._unsafe_view, aten._reshape_copy, aten.expand_copy}
 """Operations whose result is a parameter laid out otherwise; views share its memory anyway."""
+_SCALINGS = {aten.mul, aten.div}
+"""Operations whose result, where it has a parameter's own shape, is that parameter scaled: zero where it is zero."""
 
 
 class Reads(TorchDispatchMode):
@@ -28,7 +31,8 @@ class Reads(TorchDispatchMode):
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
-        self._places = {place: place for place in map(_place, tensors) if place}
+        self._shapes = {place: tensor.shape for tensor in tensors if (place := _place(tensor))}
+        self._places = {place: place for place in self._shapes}
         self._copies: list[Tensor] = []  # held, so that nothing else gets their memory
         self._multiplied: set[int] = set()
         self._looked_up: set[int] = set()
@@ -42,7 +46,9 @@ class Reads(TorchDispatchMode):
             self._multiplied |= read
         elif packet in _LOOKUPS:
             self._looked_up |= read
-        elif packet in _COPIES and read:
+        elif packet in _SCALINGS:
+            read = {place for place in read if self._shapes[place] == found.shape}
+        if packet in _COPIES | _SCALINGS and len(read) == 1:
             self._places[_place(found)] = read.pop()
             self._copies.append(found)
         return found

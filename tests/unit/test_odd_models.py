@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils import _python_dispatch as python_dispatch
 from torch.utils.checkpoint import checkpoint
 
@@ -19,6 +20,7 @@ from de_ray.evaluation.replica import Replica, ReplicaSetup
 from de_ray.evolution.candidate import ZeroingSet
 from de_ray.problem.augment import splice
 from de_ray.problem.custom import problem_from_model
+from de_ray.problem.measure import mean_divergence
 from de_ray.student import Student
 
 INPUTS = torch.randn(48, 8, generator=torch.Generator().manual_seed(0))
@@ -555,6 +557,37 @@ class Transposed(nn.Module):
 
 def test_matrices_of_a_network_that_cannot_be_watched_stay_dense():
     assert [layer["name"] for layer in compress_quickly(Watched()).report["layers"]] == ["a", "b"]
+
+
+class Scaled(nn.Module):
+    """Matrices of its own that are scaled before they are multiplied with: by a number, by rows, to length one; and
+    what is no matrix, though it multiplies."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = (nn.Parameter(torch.randn(shape)) for shape in ((24, 8), (16, 24), (3, 16)))
+        self.gain, self.gate = nn.Parameter(torch.rand(16, 1) + 0.5), nn.Parameter(torch.rand(6, 24) + 0.5)
+
+    def forward(self, x):
+        hidden = functional.linear(x, self.a * 8**-0.5).relu()[:, None] * self.gate
+        hidden = functional.linear(hidden.mean(1), self.gain * self.b / 24**0.5).relu()
+        return functional.linear(hidden, functional.normalize(self.c, dim=1))
+
+
+def test_matrices_that_are_scaled_before_the_product_are_layers(tmp_path):
+    problem = problem_from_model(Scaled(), INPUTS, divergence="mse")
+    assert [layer.name for layer in problem.layers] == ["a", "b", "c"]
+    replica = Replica(ReplicaSetup(problem, 8, "cpu", 1))
+    assert isinstance(replica._runner, Engine)
+    candidates = [(ZeroingSet(index, np.arange(0, layer.size, 3)),) for index, layer in enumerate(problem.layers)]
+    found = replica.evaluate(candidates, range(len(replica.batches)))
+    for (candidate,), divergence in zip(candidates, found, strict=True):
+        student = Student(problem.teacher, problem.layers)
+        student.commit([candidate])
+        assert divergence == pytest.approx(mean_divergence(problem, student.module, problem.calibration), rel=1e-4)
+    result = compress_quickly(Scaled(), sparsity=0.5, bits=4)
+    assert torch.equal(de_ray.load(result.save(tmp_path / "student.der"), model=Scaled())(INPUTS), result.model(INPUTS))
 
 
 def test_a_seed_that_no_generator_takes_is_refused():
