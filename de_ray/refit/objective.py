@@ -64,9 +64,11 @@ class Objective:
         inputs = moved(problem.inputs[indices], self._device)  # augmentation is the device's work too
         if problem.augment is not None:
             inputs = problem.augment(inputs, generator)
+        # All workers measure the same inputs: with other numbers of parts they would wait for each other for ever.
+        most = self._fitting(forward, indices, inputs)
         # Every worker draws and augments the whole batch: what a part holds does not depend on how many there are.
         indices, inputs = indices[self._rank::self._workers], inputs[self._rank::self._workers]
-        size = self._fitting(forward, indices, inputs)
+        size = even_size(len(inputs), most)
         for some, part in zip(indices.split(size), inputs.split(size), strict=True):
             yield self._distances(forward, some, part).sum() / len(inputs)
 
@@ -84,7 +86,7 @@ class Objective:
         return (problem.objective or problem.divergence)(expected, found)
 
     def _fitting(self, forward: Callable[[Tensor], Output], indices: Tensor, inputs: Tensor) -> int:
-        """Inputs a part, all parts being about equal."""
+        """Inputs a part, at most; measured once, on the first two of a batch."""
         if len(inputs) == 1:
             return 1
         if self._most is None:
@@ -92,7 +94,7 @@ class Objective:
             alone = forward.module if isinstance(forward, DistributedDataParallel) else forward
             self._most = inputs_that_fit(lambda n: self._distances(alone, indices[:n], inputs[:n]),
                                          self._config.memory_mb)
-        return even_size(len(inputs), self._most)
+        return self._most
 
     def products(self) -> AbstractContextManager[None]:
         """Around whole steps: backward passes are to multiply as forward passes do."""
