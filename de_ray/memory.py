@@ -11,7 +11,8 @@ def inputs_that_fit(run: Callable[[int], object], memory_mb: int) -> int:
     """Inputs whose activations fit into so many MB, at least one.
 
     Args:
-        run: computes something differentiable of a number of inputs, 1 or 2, and returns it.
+        run: computes something differentiable of a number of inputs, 1 or 2, and returns it; where there is but one
+            input, 2 may stand for it, and any number fits.
         memory_mb: for all activations that autograd keeps; what both numbers keep, such as parameters, does not count.
     """
     one, two = (_kept_bytes(run, count) for count in (1, 2))

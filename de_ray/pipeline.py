@@ -131,7 +131,6 @@ def _require_gradients(problem: Problem, student: Student) -> None:
     """Raise `ValueError` where outputs are no differentiable function of the layers' weights, or a pass leaves
     something to the next one that is none, or that files cannot hold."""
     weights = student.weights
-    shapes = {name: value.shape for name, value in student.module.state_dict().items()}
     for weight in weights:
         weight.requires_grad_(True)
     try:
@@ -148,11 +147,12 @@ def _require_gradients(problem: Problem, student: Student) -> None:
     finally:
         for weight in weights:
             weight.requires_grad_(False)
+    before = problem.teacher.state_dict()  # of which the student is a copy
     for name, value in student.module.state_dict().items():
-        if value.shape != shapes[name]:
-            raise ValueError(f"the teacher's {name} is {list(shapes[name])} before a pass and {list(value.shape)} "
-                             "after another: expected buffers that keep their shape, or register_buffer(..., "
-                             "persistent=False), which keeps them out of files")
+        if value.shape != before[name].shape:
+            raise ValueError(f"the teacher's {name} is {list(before[name].shape)} before a pass and "
+                             f"{list(value.shape)} after another: expected buffers that keep their shape, or "
+                             "register_buffer(..., persistent=False), which keeps them out of files")
 
 
 def _earlier(student: Student, path: str) -> dict[str, Tensor]:

@@ -88,13 +88,13 @@ def _gradients(given: SaliencyInputs, scalar: Callable[[Tensor, Output], Tensor]
     try:
         for batch in given.inputs.split(given.batch):
             batch = batch.to(weights[0].device)
-            if most is None and len(batch) > 1:
+            if most is None:
                 drawn = given.generator.get_state()  # scores to come are drawn as if these had not been
                 most = inputs_that_fit(lambda n, some=batch: scalar(some[:n], given.student.module(some[:n])),
                                        given.memory_mb)
                 given.generator.set_state(drawn)
             total = None
-            for inputs in batch.split(even_size(len(batch), most or 1)):
+            for inputs in batch.split(even_size(len(batch), most)):
                 # The output may not depend on a layer, such as one that only training uses.
                 part = torch.autograd.grad(scalar(inputs, given.student.module(inputs)), weights,
                                            materialize_grads=True)

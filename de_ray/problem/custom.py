@@ -24,7 +24,7 @@ from de_ray.problem.fold import fold_batch_norm
 from de_ray.problem.layers import check_finite, find_layers, told_of_recomputed
 from de_ray.problem.measure import pass_size
 from de_ray.problem.outputs import flatten
-from de_ray.problem.probing import probe, refuses
+from de_ray.problem.probing import ROUNDING, probe, refuses
 from de_ray.problem.sampling import draw_inputs
 from de_ray.problem.teacher import load_checkpoint
 
@@ -38,8 +38,6 @@ PROBE = 8
 """Inputs, at most, of the forward passes that check a model."""
 DENSE_SHARE = 0.1
 """Of the parameters, in layers of other kinds: from there on a user should know that they are rounded alone."""
-FOLD_TOLERANCE = 1e-3
-"""Largest change of an output that folding batch norm may cause, relative to the output's largest magnitude."""
 
 
 def build_custom(config: ProblemConfig, seed: int) -> Problem:
@@ -251,7 +249,7 @@ def _folded(teacher: nn.Module, sample: Tensor) -> nn.Module:
     folded = copy.deepcopy(teacher)
     fold_batch_norm(folded, sample)
     for before, after in zip(flatten(teacher(sample)), flatten(folded(sample)), strict=True):
-        if float((before - after).abs().max()) > FOLD_TOLERANCE * float(before.abs().max()):
+        if float((before - after).abs().max()) > ROUNDING * float(before.abs().max()):
             log.warning("batch norm is not folded: this model's outputs depend on it in other ways than by its call")
             return teacher
     return folded

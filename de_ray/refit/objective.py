@@ -87,8 +87,6 @@ class Objective:
 
     def _fitting(self, forward: Callable[[Tensor], Output], indices: Tensor, inputs: Tensor) -> int:
         """Inputs a part, at most; measured once, on the first two of a batch."""
-        if len(inputs) == 1:
-            return 1
         if self._most is None:
             # Passes that no backward pass follows are none that workers wait for each other in.
             alone = forward.module if isinstance(forward, DistributedDataParallel) else forward
