@@ -1,3 +1,4 @@
+import copy
 import sys
 import textwrap
 
@@ -18,6 +19,7 @@ from de_ray.config import (
 )
 from de_ray.problem.build import build_problem
 from de_ray.problem.custom import import_model, problem_from_model
+from de_ray.problem.measure import mean_divergence
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(50, 6)).astype(np.float32)
@@ -320,6 +322,19 @@ def test_a_model_that_does_not_take_spliced_inputs_has_them_as_they_are(answer, 
 def test_inputs_that_are_no_images_are_spliced_by_default(caplog):
     found = problem_from_model(nn.Linear(8, 3), torch.randn(20, 8), divergence="mse", augment="auto")
     assert found.augment is not None and not caplog.text
+
+
+def test_large_outputs_are_kept_of_fewer_inputs_and_measured_in_smaller_passes(monkeypatch):
+    monkeypatch.setattr("de_ray.problem.custom.OUTPUT_NUMBERS", 30)
+    monkeypatch.setattr("de_ray.problem.measure.PASS_NUMBERS", 14)
+    network = nn.Linear(2, 3)
+    problem = problem_from_model(network, torch.randn(20, 2), held_out=torch.randn(9, 2), divergence="mse")
+    assert len(problem.inputs) == 20 and len(problem.calibration) == 30 // 3
+    sizes, student = [], copy.deepcopy(problem.teacher)
+    student.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    assert mean_divergence(problem, student, problem.held_out) == 0
+    assert problem.metrics(student) == {"relative_error": 0}
+    assert sizes == [1, 4, 4, 1, 4, 4, 1], "3 numbers an output, 4 of them a pass, after a look at one"
 
 
 QUICK = {"evolution": EvolutionConfig(cycles=2, population=4, generations=1),
