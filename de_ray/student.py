@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from de_ray.codec.container import misfits, versioned
+from de_ray.codec.fit import misfits, versioned
 from de_ray.evolution.candidate import Candidate
 from de_ray.problem.base import Layer
 from de_ray.problem.layers import product_of

@@ -5,7 +5,6 @@
 
 import hashlib
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from de_ray.codec import symbols as coder
 from de_ray.codec.check import check, check_name
+from de_ray.codec.fit import fill, require_fit
 from de_ray.codec.header import VERSION, DamagedFileError, Entry, Reader, read_entries, varint, write_entries
 from de_ray.codec.rangecoder import Encoder, start
 from de_ray.codec.raw import raw_bytes, raw_entry, take_raw
@@ -165,44 +165,6 @@ def load(path: str | Path, model: nn.Module | None = None) -> dict[str, Tensor] 
     return state if model is None else fill(model, state)
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Load a state dict strictly; returns the model in eval mode.
-
-    Raises:
-        ValueError: names or shapes do not fit.
-    """
-    _require_fit(model, state)  # before anything is written: PyTorch would fill what does fit
-    try:
-        model.load_state_dict(versioned(model, state))
-    except RuntimeError as error:  # the module's own hooks
-        raise ValueError(f"the file does not fit {type(model).__name__}: {error}") from error
-    return model.eval()
-
-
-def _require_fit(model: nn.Module, state: Mapping[str, Tensor | Entry]) -> None:
-    odd = misfits(model, state)
-    if odd:
-        every = len(model.state_dict().keys() | state.keys())
-        raise ValueError(f"the file does not fit {type(model).__name__}: {len(odd)} of their {every} tensors differ in "
-                         f"name or shape ({', '.join(odd[:4])})")
-
-
-def versioned(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A state dict with the versions of a model's modules, which some of them ask for."""
-    found = OrderedDict(state)
-    found._metadata = getattr(model.state_dict(), "_metadata", {})
-    return found
-
-
-def misfits(model: nn.Module, state: Mapping[str, Tensor | Entry]) -> list[str]:
-    """Keys that a module and a state dict, or its description, do not share, or hold in other shapes; the module's
-    first."""
-    shapes, found = ({name: getattr(value, "shape", None) for name, value in values.items()}
-                     for values in (model.state_dict(), state))
-    return [name for name in {**shapes, **found}
-            if name not in shapes or name not in found or shapes[name] != found[name]]
-
-
 def _read(source: str | Path | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
@@ -249,7 +211,7 @@ def _decode_within_memory(data: bytes, model: nn.Module | None) -> _Decoded:
     if elements > ELEMENTS_A_BYTE * (len(stream) + SPARE_BYTES):
         raise DamagedFileError(f"it claims {elements} weights, more than {len(stream)} bytes can hold")
     if model is not None:  # a file of much larger weights, or of another network, is not worth its memory and time
-        _require_fit(model, {entry.name: entry for entry in entries})
+        require_fit(model, {entry.name: entry for entry in entries})
     words, position = start(stream)
     tensors, state = [], {}
     for entry in entries:

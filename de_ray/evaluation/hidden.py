@@ -212,6 +212,8 @@ class _Tracer:
         dim %= node.meta["val"].ndim
         pieces, sizes = [], []
         for part in parts:
+            if part.meta["val"].ndim != node.meta["val"].ndim:
+                continue  # an empty vector, as caches of keys and values begin with: PyTorch passes it over
             channels = self._channels.get(part)
             if channels is None:
                 length = part.meta["val"].shape[dim]

@@ -85,7 +85,11 @@ class Replica:
             log.warning("%s is evaluated by full forward passes, which is slower: %s",
                         type(self.student.module).__name__, error)
             return FullForwards(self.student, self.batches)
-        self._hidden = hidden_groups(program, self.student.module.state_dict(keep_vars=True))
+        try:
+            self._hidden = hidden_groups(program, self.student.module.state_dict(keep_vars=True))
+        except Exception as error:  # noqa: BLE001 - any graph may come here, and the file alone is larger without
+            log.warning("hidden units keep their numbers, as they could not be followed through the network: %s: %s",
+                        type(error).__name__, error)
         return Engine(program, self.student, self.batches, cache_mb)
 
     def hidden(self) -> list[Group]:

@@ -21,6 +21,7 @@ from de_ray.problem.augment import augmentation, splice
 from de_ray.problem.base import Augment, Layer, Problem
 from de_ray.problem.divergence import make_divergence
 from de_ray.problem.fold import fold_batch_norm
+from de_ray.problem.idle import empty_idle
 from de_ray.problem.layers import check_finite, find_layers, told_of_recomputed
 from de_ray.problem.measure import pass_size
 from de_ray.problem.outputs import flatten
@@ -98,9 +99,11 @@ def problem_from_model(
     include, exclude = (_globs(key, globs) for key, globs in (("include", include), ("exclude", exclude)))
     plain = isinstance(model, nn.Module) and not any(isinstance(one, torch.jit.ScriptModule) for one in model.modules())
     require(plain, "model", type(model).__name__, "a torch.nn.Module of which TorchScript has compiled no part")
-    for wrapped, attribute in ((isinstance(model, nn.DataParallel), "module"),
-                               (hasattr(model, "_orig_mod"), "_orig_mod")):  # torch.compile's
-        require(not wrapped, "model", type(model).__name__, f"the module within, `model.{attribute}`")
+    require(not isinstance(model, nn.DataParallel), "model", type(model).__name__, "the module within, `model.module`")
+    for name, module in model.named_modules():
+        place = f"model.{name}" if name else "model"
+        require(not hasattr(module, "_orig_mod"), place, type(module).__name__,  # torch.compile's
+                f"the module within, `{place}._orig_mod`")
     inputs = as_inputs(calibration, "calibration")
     if held_out is None:
         require(len(inputs) >= 2, "calibration", list(inputs.shape), "two or more samples, one of them to hold out")
@@ -128,7 +131,7 @@ def problem_from_model(
         probe(teacher, drawn[:PROBE], distance)
     teacher = _folded(teacher, drawn[:PROBE])
     measure = _agreement if divergence == "kl" else _relative_error
-    layers = find_layers(teacher, include, exclude, drawn[:PROBE])
+    layers = empty_idle(teacher, find_layers(teacher, include, exclude, drawn[:PROBE]), drawn)
     _tell_of_dense(teacher, layers)
     return Problem(
         name=name,
@@ -281,7 +284,8 @@ def _tell_of_size(model: nn.Module) -> None:
 def _tell_of_dense(teacher: nn.Module, layers: Sequence[Layer]) -> None:
     """Warn of a large share of parameters that cannot be zeroed, such as embeddings."""
     zeroable = {layer.parameter for layer in layers}
-    others = {name: p.numel() for name, p in teacher.named_parameters() if p.ndim > 1 and name not in zeroable}
+    others = {name: p.numel() for name, p in teacher.named_parameters()
+              if p.ndim > 1 and name not in zeroable and p.any()}  # what nothing reads is empty
     share = sum(others.values()) / sum(p.numel() for p in teacher.parameters())
     if share > DENSE_SHARE:
         largest = ", ".join(sorted(others, key=others.get, reverse=True)[:3])

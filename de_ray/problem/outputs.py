@@ -7,6 +7,9 @@ from torch import Tensor
 
 from de_ray.problem.base import Output
 
+ALONE = "; a module around the model may return what counts alone, `return self.model(x).logits` say"
+"""What to do about a model that returns more than that."""
+
 
 def flatten(output: Output) -> list[Tensor]:
     """The floating-point tensors of an output, in order: tuples, lists and dicts are opened, nested at will.
@@ -34,4 +37,5 @@ def leaves(output: Output, path: str = "output") -> Iterator[tuple[str, Tensor]]
         for index, value in enumerate(output):
             yield from leaves(value, f"{path}[{index}]")
     elif output is not None and not isinstance(output, (Number, str)):
-        raise ValueError(f"{path} is a {type(output).__name__}: expected tensors, or tuples, lists or dicts of them")
+        raise ValueError(f"{path} is a {type(output).__name__}: expected tensors, or tuples, lists or dicts of them"
+                         f"{ALONE}")

@@ -1,17 +1,20 @@
 """One pass of a model that nobody knows yet: whether it and its inputs fit each other."""
 
 import logging
+import weakref
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from de_ray.problem.divergence import TensorDivergence, kl
-from de_ray.problem.outputs import flatten
+from de_ray.problem.outputs import ALONE, flatten, leaves
 
 log = logging.getLogger(__name__)
 
 PART = 8
 """Inputs of a pass."""
+LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)
 ROUNDING = 1e-3
 """Largest difference of outputs that ought to be equal, relative to the output's largest magnitude."""
 
@@ -31,22 +34,25 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> i
     described = f"inputs {list(sample.shape)} of {sample.dtype}"
     given = sample.clone()
     try:
-        output = teacher(given)
+        with _LastAxes(teacher) as last:
+            output = teacher(given)
         if not torch.equal(given, sample):
             teacher.register_forward_pre_hook(_spare)  # what it is given is stored, and will be given again
-            output = teacher(sample)
+            with _LastAxes(teacher) as last:
+                output = teacher(sample)
     except Exception as error:  # the user's code on inputs that may not be meant for it
         raise ValueError(f"the model does not accept calibration {described}: "
                          f"{type(error).__name__}: {error}{_hint(error)}") from error
-    tensors = flatten(output)
+    named = dict(leaves(output))
+    tensors = list(named.values())
     if not tensors:
         raise ValueError("the model's output holds no floating-point tensor")
-    for tensor in tensors:
+    for name, tensor in named.items():
         if tensor.ndim == 0 or len(tensor) != len(sample):
-            raise ValueError(f"the model turns {described} into {list(tensor.shape)}: expected "
-                             f"{len(sample)} samples in front")
+            raise ValueError(f"the model turns {described} into {_told(name, tensor)}: expected "
+                             f"{len(sample)} samples in front{ALONE if name != 'output' else ''}")
         if not tensor.isfinite().all():
-            raise ValueError(f"the model's output for calibration {described} holds NaN or infinite values")
+            raise ValueError(f"the model's {name} for calibration {described} holds NaN or infinite values")
     with torch.inference_mode():  # in which candidates are evaluated
         repeated, alone = _passed(teacher, sample), _passed(teacher, sample[:1])
     for tensor in alone:
@@ -59,19 +65,49 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> i
                              "what draws numbers must not do so in eval mode, F.dropout(x, training=self.training) "
                              "say, and no state may be carried from one pass to the next")
     if divergence.of_tensors is kl:
-        _check_classes(sample, tensors, described)
+        _check_classes(sample, named, last, described)
     divergence(output, output)  # raises where this divergence is not defined on such outputs
     return sum(tensor.numel() for tensor in tensors) // len(sample)
 
 
-def _check_classes(sample: Tensor, tensors: list[Tensor], described: str) -> None:
-    """Raise `ValueError`, or warn, where classes seem to lie last, as language models have them: kl takes dimension 1
-    for them."""
-    for tensor in tensors:  # [N, T, V]
-        if tensor.ndim != 3 or tensor.shape[1] == tensor.shape[2]:
+class _LastAxes:
+    """While it is entered, notes what modules return that number features, or classes, along the last axis."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [module for module in model.modules() if isinstance(module, (nn.Linear, *LAST_NORMS))]
+        self._returned: list[weakref.ref[Tensor]] = []
+
+    def __enter__(self) -> "_LastAxes":
+        self._hooks = [module.register_forward_hook(self._keep) for module in self._modules]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _keep(self, _: nn.Module, __: tuple[object, ...], output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim > 2 and output.shape[-1] > 1:
+            self._returned.append(weakref.ref(output))
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return any(one() is tensor for one in self._returned)
+
+
+def _told(name: str, tensor: Tensor) -> str:
+    return f"{'' if name == 'output' else f'{name} of '}{list(tensor.shape)}"
+
+
+def _check_classes(sample: Tensor, named: Mapping[str, Tensor], last: _LastAxes, described: str) -> None:
+    """Raise `ValueError`, or warn, where classes lie last or seem to, as language models have them: kl takes dimension
+    1 for them."""
+    for name, tensor in named.items():
+        turned = "transpose(1, 2)" if tensor.ndim == 3 else "movedim(-1, 1)"
+        told = (f"the model turns {described} into {_told(name, tensor)}, and kl takes dimension 1 for the classes: "
+                f"expected logits.{turned}, or divergence=mse{ALONE if name != 'output' else ''}")
+        if tensor in last:
+            raise ValueError(told)
+        if tensor.ndim != 3 or tensor.shape[1] == tensor.shape[2]:  # others than [N, T, V]
             continue
-        told = (f"the model turns {described} into {list(tensor.shape)}, and kl takes dimension 1 for the classes: "
-                "expected logits.transpose(1, 2), or divergence=mse")
         if not sample.is_floating_point() and sample.ndim == 2 and tensor.shape[1] == sample.shape[1]:
             raise ValueError(told)
         # Of floats [N, T, F], or tokens and their masks [N, 2, T]; channels that are as many as classes look so too.

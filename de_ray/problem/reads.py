@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
 _PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.addbmm, aten.mv, aten.addmv, aten.linear, aten.matmul,
-             aten.convolution, aten._trilinear}
+             aten.convolution, aten._trilinear, aten._grouped_mm}
 _LOOKUPS = {aten.embedding, aten._embedding_bag, aten._embedding_bag_forward_only, aten.index, aten.index_select,
             aten.gather, aten.take}
 _COPIES = {aten.clone, aten._to_copy, aten._unsafe_view, aten._reshape_copy, aten.expand_copy}
@@ -34,6 +34,7 @@ class Reads(TorchDispatchMode):
         self._shapes = {place: tensor.shape for tensor in tensors if (place := _place(tensor))}
         self._places = {place: place for place in self._shapes}
         self._copies: list[Tensor] = []  # held, so that nothing else gets their memory
+        self._read: set[int] = set()
         self._multiplied: set[int] = set()
         self._looked_up: set[int] = set()
 
@@ -41,6 +42,7 @@ class Reads(TorchDispatchMode):
         found = func(*args, **(kwargs or {}))
         read = {self._places[place] for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)
                 and (place := _place(value)) in self._places}
+        self._read |= read
         packet = func.overloadpacket
         if packet in _PRODUCTS:
             self._multiplied |= read
@@ -52,6 +54,10 @@ class Reads(TorchDispatchMode):
             self._places[_place(found)] = read.pop()
             self._copies.append(found)
         return found
+
+    def misses(self, tensor: Tensor) -> bool:
+        """Whether no operation read one of the tensors; never of others."""
+        return (place := _place(tensor)) in self._shapes and place not in self._read
 
     def multiplies(self, tensor: Tensor) -> bool:
         """Whether a product read one of the tensors, or a view or a copy of it."""

@@ -89,6 +89,18 @@ def test_a_model_is_filled_and_put_in_eval_mode(tmp_path: Path) -> None:
     assert (model[0].weight == 0.5).all() and model[1].num_batches_tracked.dtype == torch.int64
 
 
+@pytest.mark.parametrize("dtype, step, told", [
+    (torch.bfloat16, 0.5 + 2**-10, True), (torch.float16, 2**-30, True), (torch.float16, 0.5 + 2**-10, False),
+    (torch.float64, 0.1, False), (torch.float32, 0.1, False)])
+def test_a_model_that_rounds_the_files_values_is_told_of(
+        dtype: torch.dtype, step: float, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tensors = [QuantizedTensor(name, np.ones(shape, np.int32), step=np.float32(step))
+               for name, shape in (("weight", (3, 4)), ("bias", (3,)))]
+    write_atomically(tmp_path / "net", codec.encode(tensors))
+    codec.load(tmp_path / "net", nn.Linear(4, 3, dtype=dtype))
+    assert ("the model's weight, ... hold" in caplog.text and "model.float()" in caplog.text) == told
+
+
 @pytest.mark.parametrize("model", [nn.Linear(4, 3, bias=False), nn.Linear(5, 3), nn.Sequential(nn.Linear(4, 3))])
 def test_a_file_that_does_not_fit_the_model_is_one_error_before_it_is_decoded(
         model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -505,6 +505,17 @@ class Complex(Layers):
         return super().forward(x), torch.fft.fft(x)
 
 
+class Beside(Layers):
+    """What it returns, and more, as models with caches do."""
+
+    def __init__(self, more):
+        super().__init__()
+        self.more = more
+
+    def forward(self, x):
+        return {"logits": super().forward(x), "more": self.more}
+
+
 class Pair(Layers):
     def forward(self, x, y):
         return super().forward(x + y)
@@ -523,6 +534,9 @@ def meta():
     (lambda: Checkpointed(True), "use_reentrant=False"), (Force, "in torch.inference_mode"),
     (Partial, r"state dict lacks a\.weight, a\.bias"), (Extra, "_extra_state is a dict: expected a tensor"),
     (lambda: torch.compile(Layers()), "the module within, `model._orig_mod`"),
+    (lambda: nn.Sequential(torch.compile(Layers())), "model.0='OptimizedModule': .* `model.0._orig_mod`"),
+    (lambda: Beside(object()), r"output\['more'\] is a object: expected tensors, .* `return self\.model\(x\)\.logits`"),
+    (lambda: Beside(torch.zeros(3)), r"into output\['more'\] of \[3\]: expected 8 samples in front; a module around"),
     (Scripted, "of which TorchScript has compiled no part"), (Stateful, "no state may be carried"),
     (Turned, r"a\.weight and c\.weight are views of one memory"),
     (Squeezed, r"one input \[1, 8\] into \[\]"), (Locked, r"expected a module that copy\.deepcopy copies"),
@@ -553,6 +567,32 @@ def test_classes_of_a_language_model_in_the_last_dimension_are_told_of():
 class Transposed(nn.Module):
     def forward(self, x):
         return x.transpose(1, 2)
+
+
+class Patches(nn.Module):
+    """Scores of each patch of an image, or each frame of a sound, as they come from a layer or a norm."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.body, self.last = nn.Linear(16, 12), last
+
+    def forward(self, x):
+        found = self.last(self.body(x.flatten(1).unflatten(1, (-1, 16))))
+        return {"loss": None, "logits": found}
+
+
+@pytest.mark.parametrize("last", [nn.Linear(12, 5), nn.LayerNorm(12), nn.RMSNorm(12)])
+@pytest.mark.parametrize("shape", [(20, 3, 8, 8), (20, 192)])
+def test_classes_that_a_layer_or_norm_returns_in_the_last_dimension_are_told_of(last, shape):
+    model, inputs = Patches(last), torch.randn(shape)
+    with pytest.raises(ValueError, match=r"output\['logits'\] of \[8, 12, \d+\], and kl takes dimension 1 .*a module"):
+        problem_from_model(model, inputs)
+    problem_from_model(model, inputs, divergence="cosine")
+
+
+def test_places_that_a_layer_returns_one_score_for_are_classes():
+    problem = problem_from_model(Patches(nn.Linear(12, 1)), torch.randn(20, 192))
+    assert [layer.name for layer in problem.layers] == ["body", "last"]
 
 
 def test_matrices_of_a_network_that_cannot_be_watched_stay_dense():

@@ -77,6 +77,21 @@ def test_a_sample_shows_what_other_modules_multiply_with():
     assert [layer.name for layer in find_layers(model)] == ["1"]
 
 
+def test_experts_in_one_grouped_product_are_layers():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(2, 8, 4))
+
+        def forward(self, x):
+            ends = torch.tensor([len(x) // 2, len(x)], dtype=torch.int32)
+            return torch._grouped_mm(x, self.experts, offs=ends)
+
+    model = nn.Sequential(nn.Linear(3, 8), Experts())
+    assert find_layers(model, sample=torch.randn(6, 3)) == (Layer("0", (8, 3)),
+                                                            Layer("1.experts", (2, 8, 4), "1.experts"))
+
+
 def test_a_linear_layer_with_another_name_for_its_weight_is_one():
     model = nn.ModuleDict({"encoder": nn.Linear(4, 2)})
     model.decoder = model["encoder"].weight

@@ -43,6 +43,17 @@ class Blocks(nn.Module):
         return self.head(torch.relu(self.hidden(x.flatten(1))))
 
 
+class Cached(nn.Module):
+    """Concatenates with a vector of nothing, as language models with a cache of keys and values do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(torch.cat([x.new_empty(0), self.first(x).relu()], -1))
+
+
 class Shown(nn.Module):
     """Layers whose units are numbered for somebody: grouped, shown, shared, normalized together, or cut in two."""
 
@@ -78,7 +89,7 @@ def made(build, shape):
 
 
 @pytest.mark.parametrize("build, shape, sizes", [(lenet, (1, 16, 16), [6, 10, 40]),
-                                                 (Blocks, (3, 10, 10), [8, 6, 4, 10])])
+                                                 (Blocks, (3, 10, 10), [8, 6, 4, 10]), (Cached, (6,), [8])])
 def test_units_that_are_found_can_be_renumbered(build, shape, sizes):
     module, inputs = made(build, shape)
     units = units_of(module, inputs)
@@ -109,6 +120,14 @@ def test_a_network_that_cannot_be_captured_has_no_units_to_renumber():
             return super().forward(x - x.mean(0))
     module, inputs = made(lambda: Mixing(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (3,))
     assert SerialPool(ReplicaSetup(problem_from_model(module, inputs), 4, "cpu", 1), 1).hidden() == []
+
+
+def test_units_that_cannot_be_followed_keep_their_numbers_with_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr("de_ray.evaluation.replica.hidden_groups", lambda *_: {}["an operation nobody thought of"])
+    module, inputs = made(lenet, (1, 16, 16))
+    pool = SerialPool(ReplicaSetup(problem_from_model(module, inputs), 4, "cpu", 1), 1)
+    assert pool.hidden() == [] and "nobody thought of" in caplog.text
+    assert np.isfinite(pool.evaluate([(), (ZeroingSet(0, np.arange(9)),)], [0])).all()
 
 
 def prune(share, unread=0):
