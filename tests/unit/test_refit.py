@@ -241,13 +241,14 @@ class Told(NoRefit):
 @pytest.mark.parametrize(("last", "made", "found", "slower"), [
     (False, [3.9], 3.9, 0), (False, [4.1, 0.5], 0.5, 1), (True, [1.1, 1.01, 0.9], 0.9, 2), (True, [1.0], 1.0, 0),
     (True, [np.nan, 2.0, np.inf, 1.2], 1.0, 4)])
-def test_what_last_steps_may_leave_and_how_often_they_are_taken_again(last, made, found, slower):
+def test_what_last_steps_may_leave_and_how_often_they_are_taken_again(last, made, found, slower, caplog):
     student = Number(1.0)
     refit = Told(student, *made, 0.0)
     backoff = Backoff(refit, student, student, 1e-3)
     assert backoff.final(0, 10, last, 1.0, torch.Generator().manual_seed(0)) == found == student.divergence
     assert refit.slower == slower and refit.annealed == 1
     assert refit.steps == [refit.steps[0]] * len(made), "the same steps, with the same draws"
+    assert ("after the last cycle is left out" in caplog.text) == (slower == 4)
     backoff.final(10, 20, True, student.divergence, torch.Generator())
     assert refit.annealed == 1
 
