@@ -1,12 +1,13 @@
 """Values that users give, held to what is allowed: one error that names the key, the value and the way out."""
 
 import dataclasses
+import math
 import numbers
 import types
 import typing
 from collections.abc import Mapping
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 
 
 def require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -46,7 +47,8 @@ def _fits(value: object, hint: object) -> bool:
         return isinstance(value, list | tuple) and all(_fits(entry, parts[0]) for entry in value)
     if hint in (int, float):  # NumPy's own numbers too, but True is none
         number = numbers.Integral if hint is int else numbers.Real
-        return isinstance(value, number) and not isinstance(value, bool)
+        return isinstance(value, number) and not isinstance(value, bool) and (
+            hint is int or math.isfinite(value))
     return isinstance(value, hint)
 
 

@@ -169,9 +169,12 @@ class ProblemConfig:
         if self.name == "custom":
             require(bool(self.model), "problem.model", self.model, "package.module:build, for problem=custom")
             require(bool(self.calibration), "problem.calibration", self.calibration, "an .npy file, for problem=custom")
+            require(self.teacher == TeacherConfig(checkpoint=self.teacher.checkpoint), "problem.teacher", self.teacher,
+                    "a checkpoint alone, for problem=custom: its network is trained already")
         else:
-            require(self.model is None, "problem.model", self.model, "nothing, unless problem=custom")
-            require(self.calibration is None, "problem.calibration", self.calibration, "nothing, unless problem=custom")
+            for key in ("model", "calibration", "held_out"):
+                require(getattr(self, key) is None, f"problem.{key}", getattr(self, key),
+                        "nothing, unless problem=custom")
 
 
 @dataclass
@@ -216,13 +219,13 @@ class EvolutionConfig:
     crossover: float = 0.5
     """Share of children with two parents, in [0, 1]."""
     quota_sigma: float = 0.15
-    """Standard deviation of a quota mutation, in natural log of a layer's density; >= 0."""
+    """Standard deviation of a quota mutation, in natural log of a layer's density, in [0, 10]."""
     swap: float = 0.02
     """Share of a set's members that a swap mutation exchanges, in [0, 1]."""
     regrow: float = 0.01
     """Share of the survivors' number that may come back from earlier zeros in a cycle, in [0, 1]."""
     temperature: float = 0.3
-    """Of Gumbel top-k over log saliency, >= 0; 0 draws the plain top-k."""
+    """Of Gumbel top-k over log saliency, in [0, 1000]; 0 draws the plain top-k."""
     rate_weight: float = 0.0
     """Weight of the file's size, >= 0: fitness is divergence x bytes^rate_weight, so that one percent of the bytes is
     worth as many percent of the divergence, and saliencies are divided by bits^min(1, rate_weight). 0: divergence
@@ -252,18 +255,18 @@ class EvolutionConfig:
         require(self.cycles >= 1, key + "cycles", self.cycles, "at least 1")
         require(self.population >= 1, key + "population", self.population, "at least 1")
         require(self.generations >= 0, key + "generations", self.generations, "0 or more")
-        require(1 <= self.elite <= self.population, key + "elite", self.elite, "1 to evolution.population")
-        require(1 <= self.tournament <= self.population, key + "tournament", self.tournament,
-                "1 to evolution.population")
+        for name in ("elite", "tournament"):
+            require(1 <= getattr(self, name) <= self.population, key + name, getattr(self, name),
+                    f"1 to evolution.population, which is {self.population}: lower this one too")
         require(self.saliency_inputs >= 1, key + "saliency_inputs", self.saliency_inputs, "at least 1")
         require(self.saliency_batch >= 1, key + "saliency_batch", self.saliency_batch, "at least 1")
         for name in ("crossover", "swap", "regrow"):
             require(0 <= getattr(self, name) <= 1, key + name, getattr(self, name), "a number in [0, 1]")
         require(0 < self.screen <= 1, key + "screen", self.screen, "a number in (0, 1]")
         require(0 <= self.confirm < 1, key + "confirm", self.confirm, "a number in [0, 1)")
-        require(self.quota_sigma >= 0, key + "quota_sigma", self.quota_sigma, "0 or more")
+        require(0 <= self.quota_sigma <= 10, key + "quota_sigma", self.quota_sigma, "a number in [0, 10]")
         require(self.rate_weight >= 0, key + "rate_weight", self.rate_weight, "0 or more")
-        require(self.temperature >= 0, key + "temperature", self.temperature, "0 or more")
+        require(0 <= self.temperature <= 1000, key + "temperature", self.temperature, "a number in [0, 1000]")
 
 
 @dataclass

@@ -30,6 +30,7 @@ def run(composed: DictConfig) -> float:
             sys.exit(run_job(config.cluster, hydra_config))
         if config.resume is not None:
             config, folder = resumed(config, list(hydra_config.overrides.task))
+            _log_into(folder, Path(hydra_config.runtime.output_dir))
         # Imports torch and MLflow, which a mistyped override need not wait for.
         from de_ray.multirun import parent_of
         from de_ray.session import run_session
@@ -42,6 +43,19 @@ def run(composed: DictConfig) -> float:
         sys.exit(without_credentials(f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _log_into(folder: Path, made: Path) -> None:
+    """Have a run that is continued go on with its own log, and leave nothing of the folder that Hydra made for it."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(made.absolute()):
+            own = logging.FileHandler(folder / Path(handler.baseFilename).name)
+            own.setFormatter(handler.formatter)
+            root.removeHandler(handler)
+            handler.close()
+            root.addHandler(own)
+    _leave_nothing(made)
 
 
 def _leave_nothing(folder: Path) -> None:

@@ -79,7 +79,8 @@ def _comparison(report: dict) -> Table:
     for who in ("teacher", "student", "decoded file"):
         table.add_column(who, justify="right")
     for name in report["teacher"]:
-        table.add_row(escape(name), *(f"{report[who][name]:.2f}" for who in ("teacher", "student", "decoded")))
+        digits = 2 if report["teacher"][name] > 1 else 4  # percent, or shares
+        table.add_row(escape(name), *(f"{report[who][name]:.{digits}f}" for who in ("teacher", "student", "decoded")))
     for name, value in report["divergence"].items():
         table.add_row(f"divergence, {name.replace('_', ' ')}", "0", f"{value:.4g}", f"{value:.4g}")
     size = BYTES_A_PARAMETER * report["parameters"]

@@ -65,15 +65,22 @@ def read_report(folder: Path) -> dict | None:
 
 
 def require_own(problem: Problem, config: Config, folder: Path) -> None:
-    """Refuse a folder in which another run has finished or left checkpoints, before anything in it changes.
+    """Refuse a folder in which another run has finished or left checkpoints, or somebody else's files would be
+    replaced, before anything in it changes.
 
     Raises:
-        ValueError: saying in what the runs differ.
+        ValueError: saying in what the runs differ, or which file is in the way.
     """
     finished = read_report(folder) is not None
-    if not (finished or (folder / FOLDER).is_dir()) or not (folder / CONFIG_FILE).is_file():
+    begun = finished or (folder / FOLDER).is_dir()
+    if (folder / STUDENT_FILE).exists() and not begun:
+        raise ValueError(f"{folder / STUDENT_FILE} is there, and no run that made it: it would be replaced. Start in a "
+                         "new folder")
+    if not (folder / CONFIG_FILE).is_file():
         return
-    earlier = saved_config(folder / CONFIG_FILE)
+    earlier = saved_config(folder / CONFIG_FILE)  # raises for a file that no run wrote
+    if not begun:
+        return
     then, now = fingerprint(problem, earlier), fingerprint(problem, config)
     if finished:  # its file depends on all of it
         then["quantization"], now["quantization"] = asdict(earlier.quantization), asdict(config.quantization)

@@ -21,7 +21,14 @@ common=(--num-cpus="$SLURM_CPUS_PER_TASK" --temp-dir="$RAY_TMPDIR" --disable-usa
 
 srun --nodes=1 --ntasks=1 --overlap -w "$head" \
     ray start --head --node-ip-address="$ip" --port="$port" --include-dashboard=false "${common[@]}" &
-until ray status --address="$RAY_ADDRESS" >/dev/null 2>&1; do sleep 2; done
+started=$!
+until ray status --address="$RAY_ADDRESS" >/dev/null 2>&1; do
+    if ! kill -0 "$started" 2>/dev/null; then
+        echo "error: Ray did not start on $head; what it said is above" >&2
+        exit 1
+    fi
+    sleep 2
+done
 if ((${#nodes[@]} > 1)); then
     others=$(IFS=,; echo "${nodes[*]:1}")
     srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --overlap -w "$others" \

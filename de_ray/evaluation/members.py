@@ -47,8 +47,8 @@ class Crew(Protocol):
     starts_actors: bool
     """Whether `retire` may start others."""
 
-    def welcome(self, member: Member) -> None:
-        """Bring an actor that has just started to the driver's student, and mark it ready."""
+    def welcome(self, member: Member, warnings: list[str]) -> None:
+        """Bring an actor that has just started to the driver's student, and mark it ready; pass its warnings on."""
         ...
 
     def retire(self, member: Member) -> Member | None:

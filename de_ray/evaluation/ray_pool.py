@@ -76,7 +76,7 @@ class RayClient:
         with _memory_explained():
             return _one(Scatter(self, self._stack), Request(candidates, batches, screening))
 
-    def welcome(self, member: Member) -> None:
+    def welcome(self, member: Member, warnings: list[str]) -> None:
         """See `Crew.welcome`; a client's actors have all started."""
 
     def retire(self, member: Member) -> None:
@@ -134,6 +134,7 @@ class RayPool:
         self.evaluations = 0
         self.task_seconds = config.task_seconds
         self.members: list[Member] = []
+        self._warned: set[str] = set()
         self._grow()
 
     @property
@@ -161,12 +162,16 @@ class RayPool:
     def _start(self, losses: int) -> Member:
         actor = self._actor_class.remote(self._setup)
         member = Member(actor, ready=False, losses=losses)
-        member.push(actor.__ray_ready__.remote())
+        member.push(actor.warnings.remote())
         self.members.append(member)
         return member
 
-    def welcome(self, member: Member) -> None:
+    def welcome(self, member: Member, warnings: list[str]) -> None:
         """See `Crew.welcome`."""
+        for text in warnings:
+            if text not in self._warned:  # one actor warns of what the others do
+                self._warned.add(text)
+                log.warning("%s", text)
         if self._student_moved:
             self._state = self._state or ray.put(self._student.state())
             member.push(member.actor.load_state.remote(self._state))

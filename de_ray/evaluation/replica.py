@@ -25,6 +25,8 @@ from de_ray.student import Student
 
 log = logging.getLogger(__name__)
 
+PACKAGE = __name__.partition(".")[0]
+
 KILOBYTES = 1 if sys.platform == "linux" else 1024
 """Unit of `ru_maxrss`: kilobytes, and bytes on macOS."""
 
@@ -56,6 +58,18 @@ class ReplicaSetup:
         return setup
 
 
+class _Listener(logging.Handler):
+    """Keeps the texts of warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`."""
+        self.texts.append(record.getMessage())
+
+
 class Replica:
     """A student with the calibration batches and the teacher's outputs on them.
 
@@ -63,6 +77,15 @@ class Replica:
     """
 
     def __init__(self, setup: ReplicaSetup) -> None:
+        listener = _Listener()
+        logging.getLogger(PACKAGE).addHandler(listener)
+        try:
+            self._build(setup)
+        finally:
+            logging.getLogger(PACKAGE).removeHandler(listener)
+        self._warnings = listener.texts
+
+    def _build(self, setup: ReplicaSetup) -> None:
         self.device = resolve_device(setup.device)
         self.threads = setup.threads
         self.divergence = setup.divergence
@@ -91,6 +114,10 @@ class Replica:
             log.warning("hidden units keep their numbers, as they could not be followed through the network: %s: %s",
                         type(error).__name__, error)
         return Engine(program, self.student, self.batches, cache_mb)
+
+    def warnings(self) -> list[str]:
+        """What it warned of while it was built, for the driver: nobody sees the logs of other processes."""
+        return self._warnings
 
     def hidden(self) -> list[Group]:
         """The network's hidden units; none where it cannot be run in parts."""

@@ -222,7 +222,7 @@ class Scatter:
                 member.proven = True
                 self._judge(member, task, answer)
             elif not member.ready:
-                self._crew.welcome(member)
+                self._crew.welcome(member, answer)
                 self._await_calls_of(member)
 
     def _judge(self, member: Member, task: Task, answer: np.ndarray) -> None:

@@ -100,8 +100,8 @@ def problem_from_model(
     plain = isinstance(model, nn.Module) and not any(isinstance(one, torch.jit.ScriptModule) for one in model.modules())
     require(plain, "model", type(model).__name__, "a torch.nn.Module of which TorchScript has compiled no part")
     require(not isinstance(model, nn.DataParallel), "model", type(model).__name__, "the module within, `model.module`")
-    for name, module in model.named_modules():
-        place = f"model.{name}" if name else "model"
+    for path, module in model.named_modules():
+        place = f"model.{path}" if path else "model"
         require(not hasattr(module, "_orig_mod"), place, type(module).__name__,  # torch.compile's
                 f"the module within, `{place}._orig_mod`")
     inputs = as_inputs(calibration, "calibration")

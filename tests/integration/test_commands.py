@@ -176,7 +176,11 @@ def test_ctrl_c_leaves_no_processes_and_a_run_that_ray_and_tune_continue_to_the_
     assert process.returncode == 130, out + err
     assert "resume=" in out and not (folder / "broken/student.der").exists()
     assert not replicas_of(folder)
+    made, log = set((folder / "outputs").glob("*/*")), folder / "broken/launch.log"
+    before = log.read_text()
     launch("resume=broken")
+    assert set((folder / "outputs").glob("*/*")) == made, "a folder beside the run's own"
+    assert log.read_text().startswith(before) and len(log.read_text()) > len(before)
     assert (folder / "broken/student.der").read_bytes() == (serial_run / "student.der").read_bytes()
     assert list((folder / "broken/sweep").glob("WidthTrial*")), "Tune's records"
 
@@ -266,6 +270,7 @@ def test_a_users_own_model_is_compressed_from_the_command_line(command, launch, 
            "quantization.bits=4", *QUICK[:-1])
     load = "import de_ray, mine; print(de_ray.load('mine/student.der', model=mine.build())[0].weight.shape)"
     assert "[6, 2, 3]" in command("-c", load)[0]
+    assert json.loads((folder / "mine/report.json").read_text())["problem"] == "custom"
 
 
 def test_reading_a_file_imports_no_heavy_package(serial_run, folder):

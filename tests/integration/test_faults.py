@@ -1,6 +1,7 @@
 """What clusters do to a run: whatever happens to actors, nodes, memory or the driver, the numbers stay."""
 
 import json
+import logging
 import os
 import random
 import signal
@@ -50,6 +51,7 @@ class PlainReplica(Replica):
     """Runs whole networks: what captures their graphs takes each actor seconds to import."""
 
     def _build_runner(self, cache_mb):
+        logging.getLogger("de_ray.evaluation.replica").warning("a plain replica")
         return FullForwards(self.student, self.batches)
 
 
@@ -563,6 +565,18 @@ def test_a_pool_tells_the_hidden_units_though_every_actor_died(shared):
     assert pool.hidden() == case.serial.hidden() == []  # plain replicas run whole networks
     assert not set(fill(pool, 2)) & set(before)
     case.check(pool)
+
+
+def test_what_replicas_warn_of_is_told_by_the_driver_once(shared, caplog):
+    case, pool = shared
+    before = fill(pool, 2)
+    assert pool._warned == {"a plain replica"}
+    pool._warned.clear()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    case.check(pool)
+    fill(pool, 2)
+    assert [record.getMessage() for record in caplog.records].count("a plain replica") == 1
 
 
 def test_a_pool_tells_the_memory_of_each_evaluator(shared):

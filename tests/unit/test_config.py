@@ -38,6 +38,8 @@ def test_the_default_is_directed_evolution_of_the_digits_on_ray():
     "problem.divergence=l1", "problem.augment=mixup", "problem.model=a:b", "problem.calibration_size=0",
     "problem.teacher.epochs=0", "seed=-1", "threads=0", "device=tpu",
     "target_bytes=0", "target_ratio=1", "evolution.rate_weight=-1", "refit.final_learning_rate=0",
+    "evolution.quota_sigma=11", "evolution.temperature=1001", "evolution.rate_weight=inf", "refit.learning_rate=nan",
+    "quantization.tolerance=inf", "evolution.population=2", "problem.held_out=a.npy",
 ])
 def test_a_value_out_of_its_range_names_the_key_and_what_is_allowed(override):
     key = override.lstrip("+").split("=")[0]
@@ -48,7 +50,7 @@ def test_a_value_out_of_its_range_names_the_key_and_what_is_allowed(override):
 
 @pytest.mark.parametrize(("group", "values", "message"), [
     ("QuantizationConfig", {"bits": 4.5}, r"quantization\.bits=4\.5: expected a whole number or null"),
-    ("EvolutionConfig", {"sparsity": "0.9"}, r"evolution\.sparsity='0\.9': expected a number"),
+    ("EvolutionConfig", {"sparsity": "0.9"}, r"evolution\.sparsity='0\.9': expected a finite number"),
     ("EvolutionConfig", {"criteria": "fisher"}, r"evolution\.criteria='fisher': expected a list, each entry text"),
     ("EvolutionConfig", {"targets": {"fc1": "half"}}, r"evolution\.targets=.*: expected values by key"),
     ("PoolConfig", {"actors": True}, r"pool\.actors=True: expected a whole number"),
@@ -79,6 +81,10 @@ def test_two_targets_of_size_are_refused():
 def test_a_custom_problem_says_what_it_needs():
     with pytest.raises(ValueError, match=r"problem\.model"):
         compose(["problem=custom"])
+    given = ["problem=custom", "problem.model=a:b", "problem.calibration=c.npy"]
+    compose([*given, "problem.teacher.checkpoint=d.safetensors"])
+    with pytest.raises(ValueError, match=r"problem\.teacher=.*a checkpoint alone"):
+        compose([*given, "problem.teacher.epochs=7"])
 
 
 @pytest.mark.parametrize(("problem", "override"), [

@@ -179,6 +179,17 @@ def test_kuberays_pods_run_the_image_of_this_ray_with_a_token_and_a_shared_volum
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1" and container["image"].endswith("gpu")
 
 
+def slurms_script(folder, fakes):
+    """Run it with stand-ins for commands, which are put into a folder."""
+    for name, body in fakes.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    started = {"PATH": f"{folder}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]",
+               "SLURM_CPUS_PER_TASK": "8", "SLURM_SUBMIT_DIR": "/shared"}
+    return subprocess.run([shutil.which("bash"), DOCKER / "slurm.sh", "problem=digits", "seed=1"], env=started,
+                          capture_output=True, text=True, timeout=60)
+
+
 def test_slurms_script_starts_ray_on_every_node_and_runs_the_command_with_its_exit_code(tmp_path):
     # Slurm's commands as they are on one node: what srun is asked for is written down, and carried out.
     log = tmp_path / "log"
@@ -190,13 +201,7 @@ def test_slurms_script_starts_ray_on_every_node_and_runs_the_command_with_its_ex
         "python": f'[[ $1 == -c ]] && exec {sys.executable} "$@"\nsleep 1\necho "python $* $RAY_ADDRESS" >>{log}'
                   "\nexit 3",
     }
-    for name, body in fakes.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    started = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]",
-               "SLURM_CPUS_PER_TASK": "8", "SLURM_SUBMIT_DIR": "/shared"}
-    ended = subprocess.run([shutil.which("bash"), DOCKER / "slurm.sh", "problem=digits", "seed=1"], env=started,
-                           capture_output=True, text=True, timeout=60)
+    ended = slurms_script(tmp_path, fakes)
     assert ended.returncode == 3, ended.stderr
     lines = log.read_text().splitlines()
     assert lines[-1] == "python -m de_ray.launch +cluster=slurm problem=digits seed=1 10.0.0.1:20007"
@@ -205,6 +210,15 @@ def test_slurms_script_starts_ray_on_every_node_and_runs_the_command_with_its_ex
     assert any("--head" in line and "--num-cpus=8" in line for line in starts)
     assert any(line.startswith("srun --nodes=2 --ntasks=2 --overlap -w two,three ray start --address=10.0.0.1:20007")
                for line in lines)
+
+
+def test_slurms_script_ends_where_ray_does_not_start(tmp_path):
+    fakes = {"scontrol": "echo one", "srun": 'while [[ $1 == -* ]]; do [[ $1 == -w ]] && shift; shift; done; exec "$@"',
+             "hostname": "echo 10.0.0.1", "ray": "[[ $1 == status ]] || echo the port is taken >&2; exit 1",
+             "python": f'[[ $1 == -c ]] && exec {sys.executable} "$@"; exit 0'}
+    ended = slurms_script(tmp_path, fakes)
+    assert ended.returncode == 1
+    assert "the port is taken" in ended.stderr and "error: Ray did not start on one" in ended.stderr
 
 
 def test_the_linters_are_the_ones_that_the_setup_asks_for():

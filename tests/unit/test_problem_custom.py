@@ -67,6 +67,11 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
+def test_a_problem_has_the_name_that_it_is_given():
+    assert problem_from_model(net(), INPUTS, name="mine").name == "mine"
+    assert problem_from_model(net(), INPUTS).name == "custom"
+
+
 def test_a_model_by_import_path_becomes_a_problem(folder):
     problem = build_problem(config(exclude=["head"]), seed=0)
     assert [layer.name for layer in problem.layers] == ["body"]

@@ -6,7 +6,8 @@ import pytest
 
 from de_ray.checkpoint import FOLDER
 from de_ray.config import Config, EvolutionConfig, PoolConfig, QuantizationConfig, RefitConfig
-from de_ray.results import REPORT_FILE, require_own, save_config
+from de_ray.results import REPORT_FILE, STUDENT_FILE, require_own, save_config
+from de_ray.schema import CONFIG_FILE
 from de_ray.session import run_session
 from tests.networks import mlp_problem
 
@@ -47,6 +48,19 @@ def test_a_finished_run_may_be_taken_up_as_it_was_wherever_it_runs(tmp_path):
     elsewhere = configured()
     elsewhere.pool.kind, elsewhere.device, elsewhere.resume = "ray", "cpu", str(tmp_path)
     require_own(mlp_problem(), elsewhere, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "text", "message"), [
+    (STUDENT_FILE, "mine", r"student\.der is there, and no run that made it"),
+    (CONFIG_FILE, "mine: true", r"(?s)config\.yaml cannot be read: .* start in a new folder")])
+def test_files_of_somebody_else_are_not_replaced(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    config = configured()
+    if name == STUDENT_FILE:
+        config.start = str(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        run_session(config, tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, text)]
 
 
 def test_a_damaged_report_is_one_error_that_names_the_file(tmp_path):
