@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -153,6 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
     # argparse finds no overrides behind an option once it has found none before it.
     if rest and (given.command != "export" or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    logging.basicConfig(format="%(message)s")  # on stderr, beside the JSON: a teacher may be trained first
+    logging.getLogger("de_ray").setLevel(logging.INFO)
     try:
         if given.command == "inspect":
             inspect(given.file)

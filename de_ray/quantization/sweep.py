@@ -1,10 +1,6 @@
 """Sweep widths per layer with Ray Tune, or in process where the pool is."""
 
-import contextlib
 import logging
-import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +11,7 @@ from de_ray.quantization.goal import Goal, WithinDivergence
 from de_ray.quantization.pareto import Trial, make_trial
 from de_ray.quantization.search import WidthSearch
 from de_ray.quantization.table import Evaluator, SensitivityTable
-from de_ray.signals import in_main_thread
+from de_ray.tuning import quiet, signals_restored
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +20,6 @@ WARM_SHARE = 0.5
 RESOURCES = {"CPU": 0, "memory": 2**20}
 """Of a trial. Replicas own the CPUs: a trial that asked for one would wait for them for ever. Tune refuses to ask for
 nothing at all, hence the bytes."""
-QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-"""Tune's loggers cost a trial more than its evaluation does, to write what is in `Trial` anyway; its newer output
-prints tables of failed trials even when told to be silent."""
 
 
 class Pool(Evaluator, Protocol):
@@ -115,43 +108,3 @@ def _tune(search: WidthSearch, table: SensitivityTable, client: Evaluator, folde
     if results.errors:
         raise results.errors[0]
     return search
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Tune from printing and from writing more than its own records."""
-    before = {key: os.environ.get(key) for key in QUIET}
-    level = logging.getLogger("ray.tune").level
-    os.environ.update(QUIET)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are raised
-    try:
-        yield
-    finally:
-        logging.getLogger("ray.tune").setLevel(level)
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
-
-
-@contextlib.contextmanager
-def signals_restored() -> Iterator[None]:
-    """Undo Tune's signal handlers, which it leaves behind: a later Ctrl-C would be swallowed.
-
-    Raises:
-        KeyboardInterrupt: Tune took a Ctrl-C, which it answers with the trials so far, maybe all of them; going on with
-            them would not be the run that was asked for.
-    """
-    names = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    before = {name: signal.getsignal(name) for name in names}
-    installs = in_main_thread() and not int(os.environ.get("TUNE_DISABLE_SIGINT_HANDLER", "0"))
-    try:
-        yield
-        # Tune's handler gives way to the one before it when it is called.
-        if installs and signal.getsignal(signal.SIGINT) is before[signal.SIGINT]:
-            raise KeyboardInterrupt
-    finally:
-        for name, handler in before.items():
-            if signal.getsignal(name) is not handler:
-                signal.signal(name, handler)

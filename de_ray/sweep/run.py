@@ -12,7 +12,6 @@ from de_ray.checks import require_choice
 from de_ray.config import Config, TrackingConfig
 from de_ray.device import resolve_device
 from de_ray.problem.base import Problem
-from de_ray.quantization.sweep import quiet, signals_restored
 from de_ray.results import read_report
 from de_ray.sweep.conclude import SweepResult, conclude, trial_row
 from de_ray.sweep.live import Watch
@@ -20,6 +19,7 @@ from de_ray.sweep.rungs import EqualSparsity
 from de_ray.sweep.space import SPARSITY, Point, listed_sparsities, points
 from de_ray.sweep.trial import bundles, compress_trial, own_config, place
 from de_ray.tracking import Tracker
+from de_ray.tuning import quiet, signals_restored
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from de_ray.quantization.goal import WithinBytes, WithinDivergence
 from de_ray.quantization.pareto import Trial, make_trial, pareto
 from de_ray.quantization.search import WidthSearch
 from de_ray.quantization.sensitivity import sensitivity
-from de_ray.quantization.sweep import fixed, signals_restored, sweep, tolerated
+from de_ray.quantization.sweep import fixed, sweep, tolerated
 from de_ray.quantization.table import SensitivityTable
 from de_ray.quantization.tune_searcher import RoundSearcher
+from de_ray.tuning import signals_restored
 
 
 class SquaredErrorPool:
