@@ -16,6 +16,11 @@ BAND = 8
 """Draws are made among as many times more keys than are drawn, the smallest."""
 BINS = 256
 """Of the histogram by which a threshold is found."""
+PART = 4096
+"""Keys that are looked at several times before others are."""
+MANY, SAMPLE, MARGIN = 2**16, 2**12, 2**7
+"""Keys of which a sample is looked at first; the size of that; and by how many of its ranks, about four standard
+deviations, a threshold may be off to either side."""
 FEW = 24
 """Keys that are rather sorted than counted."""
 
@@ -62,67 +67,112 @@ def _sort(keys):  # pragma: no cover - compiled
 
 
 @njit(nogil=True, cache=True)
-def _least(keys, k):  # pragma: no cover - compiled
-    """Positions of the k least of finite keys float32 [n], ascending, k in [0, n]; ties go to the lower position.
+def _bin(keys, low, scale, bins):  # pragma: no cover - compiled
+    """Write the bin of each key."""
+    for i in range(len(keys)):
+        bins[i] = np.int16((keys[i] - low) * scale)
 
-    A histogram tells which bin splits them; the others' places are known then, and that bin's keys are counted again.
-    Loops write always and advance sometimes: they have no branch that could be mispredicted.
+
+@njit(nogil=True, cache=True)
+def _threshold(keys, k):  # pragma: no cover - compiled
+    """The k-th least of finite keys float32 [n], k in [1, n]; how many of its equals the k least hold, and of how many.
+
+    Of many keys, most are passed over by what a sample of them says (Floyd & Rivest, doi:10.1145/360680.360691).
     """
-    if k == 0 or k == len(keys):
-        return np.arange(k)
-    counts, bins, chosen = np.empty(BINS, np.int64), np.empty(len(keys), np.int16), np.empty(len(keys), np.int64)
-    split, inside, left = keys, 0, k  # keys of which `left` are chosen
-    found = -1  # chosen, so far with all those of the first histogram's bin
+    split, left = keys, k
+    if len(keys) >= MANY:
+        sample = keys[::len(keys) // SAMPLE].copy()
+        middle = k * len(sample) // len(keys)
+        low, _, _ = _counted(sample, max(middle - MARGIN, 1))
+        high, _, _ = _counted(sample, min(middle + MARGIN, len(sample)))
+        if middle - MARGIN < 1:
+            low = np.float32(-np.inf)
+        if middle + MARGIN > len(sample):
+            high = np.float32(np.inf)
+        between, inside, below = np.empty(len(keys) + 1, np.float32), 0, 0
+        for key in keys:
+            between[inside] = key
+            inside += (key >= low) & (key <= high)
+            below += key < low
+        if below < k <= below + inside:  # else the sample was odd
+            split, left = between[:inside], k - below
+    return _counted(split, left)
+
+
+@njit(nogil=True, cache=True)
+def _counted(keys, k):  # pragma: no cover - compiled
+    """`_threshold` by histograms: one tells which bin the threshold is in, and that bin's keys are counted again.
+
+    Bins are found a part at a time, which stays in the cache. Loops write always and advance sometimes: they have no
+    branch that could be mispredicted.
+    """
+    counts, bins = np.empty(BINS, np.int64), np.empty(min(len(keys), PART), np.int16)
+    split, left = keys, k  # keys of which `left` are among the k least
     while len(split) > FEW:
         low, high = _bounds(split)
         if high - low < TINY:
             break
         scale = np.float32(BINS - 1) / (high - low)
-        for i in range(len(split)):
-            bins[i] = np.int16((split[i] - low) * scale)
         counts[:] = 0
-        for i in range(len(split)):
-            counts[bins[i]] += 1
+        for start in range(0, len(split), PART):
+            part = split[start:start + PART]
+            _bin(part, low, scale, bins)
+            for i in range(len(part)):
+                counts[bins[i]] += 1
         at = 0
         while counts[at] < left:
             left -= counts[at]
             at += 1
-        among = np.arange(len(split))
-        if found < 0:
-            found = 0
-            for i in range(len(keys)):
-                chosen[found] = i
-                found += bins[i] <= at
-            among = chosen[:found]
-        narrower, inside = np.empty(len(among), np.float32), 0
-        for i in among:
-            narrower[inside] = split[i]
-            inside += bins[i] == at
+        narrower, inside = np.empty(counts[at] + 1, np.float32), 0
+        for start in range(0, len(split), PART):
+            part = split[start:start + PART]
+            _bin(part, low, scale, bins)
+            for i in range(len(part)):
+                narrower[inside] = part[i]
+                inside += bins[i] == at
         split = narrower[:inside]
-    if found < 0:
-        chosen, found = np.arange(len(keys)), len(keys)
     few = split.copy()
     _sort(few)
-    threshold, ties = few[left - 1], left  # ties: of the threshold's keys, how many are chosen
+    threshold, ties, equals = few[left - 1], left, 0
     for key in split:
         ties -= key < threshold
-    kept = 0
-    for i in chosen[:found]:
-        chosen[kept] = i
+        equals += key == threshold
+    return threshold, ties, equals
+
+
+@njit(nogil=True, cache=True)
+def _least(keys, k):  # pragma: no cover - compiled
+    """Positions of the k least of finite keys float32 [n], ascending int32, k in [0, n]; ties go to the lower one."""
+    if k == 0 or k == len(keys):
+        return np.arange(k).astype(np.int32)
+    threshold, ties, _ = _threshold(keys, k)
+    chosen, found = np.empty(k + 1, np.int32), 0
+    for i in range(len(keys)):
+        chosen[found] = i
         tie = keys[i] == threshold
-        kept += (keys[i] < threshold) | (tie & (ties > 0))
+        found += (keys[i] < threshold) | (tie & (ties > 0))
         ties -= tie
     return chosen[:k]
 
 
 @njit(nogil=True, cache=True)
 def _gather(state, which, keys, sign, count):  # pragma: no cover - compiled
-    """Positions whose state is `which`, ascending, int64 [count], and `sign` times their keys, float32 [count]."""
-    places, values, found = np.empty(count + 1, np.int64), np.empty(count + 1, np.float32), 0
+    """Positions whose state is `which`, ascending int32 [count], and `sign` times their keys, float32 [count]."""
+    places, values, found = np.empty(count + 1, np.int32), np.empty(count + 1, np.float32), 0
     for i in range(len(state)):
         places[found], values[found] = i, sign * keys[i]
         found += state[i] == which
     return places[:count], values[:count]
+
+
+@njit(nogil=True, cache=True)
+def _keys_of(tiers, which, keys, count):  # pragma: no cover - compiled
+    """Keys of the positions in a tier, float32 [count]."""
+    values, found = np.empty(count + 1, np.float32), 0
+    for i in range(len(tiers)):
+        values[found] = keys[i]
+        found += tiers[i] == which
+    return values[:count]
 
 
 @njit(nogil=True, cache=True)
@@ -142,20 +192,29 @@ def fill(tiers, keys, k):  # pragma: no cover - compiled
         twos += tier == 2
         ones += tier == 1
     if k <= twos:
-        split, held, need = 2, twos, k
+        split, held, need = np.uint8(2), twos, k
     elif k <= twos + ones:
-        split, held, need = 1, ones, k - twos
+        split, held, need = np.uint8(1), ones, k - twos
     else:
-        split, held, need = 0, len(tiers) - twos - ones, k - twos - ones
+        split, held, need = np.uint8(0), len(tiers) - twos - ones, k - twos - ones
     if need == held:  # the tier is taken as a whole
         for i in range(len(tiers)):
             tiers[i] = tiers[i] >= split
         return
-    places, values = _gather(tiers, np.uint8(split), keys, np.float32(1), np.int64(held))
+    if need == 0:
+        for i in range(len(tiers)):
+            tiers[i] = tiers[i] > split
+        return
+    threshold, ties, equals = _threshold(_keys_of(tiers, split, keys, np.int64(held)), need)
+    if ties == equals:  # nothing to count on the way, so that several positions are settled at a time
+        for i in range(len(tiers)):
+            tiers[i] = (tiers[i] > split) | ((tiers[i] == split) & (keys[i] <= threshold))
+        return
     for i in range(len(tiers)):
-        tiers[i] = tiers[i] > split
-    for i in _least(values, need):
-        tiers[places[i]] = 1
+        among = tiers[i] == split
+        tie = among & (keys[i] == threshold)
+        tiers[i] = (tiers[i] > split) | (among & (keys[i] < threshold)) | (tie & (ties > 0))
+        ties -= tie
 
 
 @njit(nogil=True, cache=True)

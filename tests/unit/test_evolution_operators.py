@@ -77,6 +77,24 @@ def test_filling_takes_the_head_of_a_stable_sort_by_tier_and_key(seed, n, values
     np.testing.assert_array_equal(filled(tiers, keys, k), expected)
 
 
+MANY = {"normal": lambda rng, n: rng.normal(size=n), "ties": lambda rng, n: rng.integers(0, 5, n),
+        "equal": lambda rng, n: np.ones(n), "rising": lambda rng, n: np.arange(n),
+        # What a sample of each so-many-th key takes for all of them.
+        "odd sample": lambda rng, n: np.where(np.arange(n) % (n // operators.SAMPLE) == 0, -5, rng.normal(size=n)),
+        "outliers": lambda rng, n: np.where(rng.random(n) < 1e-4, 1e6, rng.normal(size=n))}
+
+
+@pytest.mark.parametrize("keys", MANY.values(), ids=MANY)
+@pytest.mark.parametrize("share", [0, 1e-4, 0.03, 0.5, 0.97, 1])
+def test_filling_among_many_keys_takes_the_head_of_a_stable_sort_too(keys, share):
+    rng, n = np.random.default_rng(3), operators.MANY + 4321
+    keys = keys(rng, n).astype(np.float32)
+    k = min(max(1, round(share * n)), n - 1)
+    expected = np.sort(np.argsort(keys, kind="stable")[:k])
+    np.testing.assert_array_equal(filled(np.zeros(n, np.uint8), keys, k), expected)
+    np.testing.assert_array_equal(operators._least(keys, k), expected)
+
+
 @given(keys_and_sets(), st.data())
 def test_resize_keeps_as_many_members_as_fit(case, data):
     keys, members, _ = case
