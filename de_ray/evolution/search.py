@@ -77,8 +77,7 @@ class DirectedSearch:
         self._rates = Rates(float(config.quota_sigma), float(config.swap), float(config.regrow),
                             float(config.temperature))
         costs = getattr(estimate, "costs", None)
-        self._costs = costs and [np.concatenate([of[i] for of, i in zip(costs, positions, strict=True)])
-                                 for positions in (space.alive, space.dead)]
+        self._costs = costs and space.gathered(costs)
         self.correlation: float | None = None
         """Of the estimate's ranks with those by evaluation, over the first generation; None before, or without one."""
         confirming = min(batches - 1, round(config.confirm * batches))

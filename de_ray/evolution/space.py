@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ LEAST_REACH = 64
 
 HUGE = 1e6
 """Bound of standardized log saliencies."""
+LAST = np.iinfo(np.int32).max
+"""Weights of a layer up to which indices take four bytes."""
 
 
 @dataclass(frozen=True)
@@ -86,46 +89,65 @@ class SearchSpace:
             raise ValueError(f"{budget.free_total} zeros asked for over all layers and {budget.fixed.tolist()} in "
                              f"bound ones, expected at most the {free_room} and {self.room.tolist()} survivors; lower "
                              "evolution.sparsity")
-        positions = [np.flatnonzero(mask) for mask in masks]
-        logs = self._standardized(saliency, positions)
-        plain = [self._quotas([log[i] for log, i in zip(of, positions, strict=True)]) for of in logs]
-        reach = np.minimum(self.room, REACH * np.max(plain, axis=0) + LEAST_REACH)
-        self.alive = [i[_union(smallest(log[layer][i], int(reach[layer])) for log in logs)]
-                      for layer, i in enumerate(positions)]
-        """Survivors that may be zeroed: those that any criterion counts among its least. Children are bred from these
-        alone, so that what a child costs depends on how much a cycle zeroes, not on the size of the network."""
-        self.dead = [self._returnable([log[layer] for log in logs], ~mask,
-                                      round(CONTENDERS * revivals * self.room[layer]))
-                     for layer, mask in enumerate(masks)]
-        """Zeroed parameters that may come back."""
-        self.alive_indices, self.dead_indices = np.concatenate(self.alive), np.concatenate(self.dead)
-        """The same of all layers, one after the other: int64 [N] and [M], by position as `Field` counts them."""
-        self.field = Field(
-            _scores(logs, self.alive), _scores(logs, self.dead), _starts(self.alive), _starts(self.dead), self.room,
-            budget.fixed.astype(np.int64), ~budget.bound, budget.free_total)
+        scales, plain = zip(*(self._surveyed(saliency[criterion], masks) for criterion in self.criteria), strict=True)
+        reach = np.minimum(self.room, REACH * np.max(plain, axis=0) + LEAST_REACH).tolist()
+        back = [round(CONTENDERS * revivals * room) for room in self.room.tolist()]
+        alive, dead = [], []
+        for layer, mask in enumerate(masks):
+            of = [(saliency[criterion][layer], scale) for criterion, scale in zip(self.criteria, scales, strict=True)]
+            alive.append(_union((_logs(s[mask], scale) for s, scale in of), mask, reach[layer]))
+            dead.append(_returnable((-_logs(s[~mask], scale) for s, scale in of), ~mask, back[layer]))
+        self.alive_indices = np.concatenate(alive)
+        """int32 [N], int64 where a layer is huge: survivors that may be zeroed, as flat indices of their layers'
+        weights, by position as `Field` counts them. They are those that any criterion counts among its least. Children
+        are bred from these alone, so that what a child costs depends on how much a cycle zeroes, not on the size of
+        the network."""
+        self.dead_indices = np.concatenate(dead)
+        """The same [M] of zeroed parameters that may come back."""
+        starts = _starts(alive), _starts(dead)
+        del alive, dead
+        self.field = Field(self._scores(saliency, scales, self.alive_indices, starts[0]),
+                           self._scores(saliency, scales, self.dead_indices, starts[1]), *starts, self.room,
+                           budget.fixed.astype(np.int64), ~budget.bound, budget.free_total)
 
-    def _standardized(self, saliency: Mapping[str, Sequence[np.ndarray]], positions: Sequence[np.ndarray]) -> list:
-        """Logarithms in units of each criterion's own spread over the survivors, so that criteria can be mixed."""
+    def gathered(self, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Values [layer.size] a layer, float32, by position: [N] of the alive, [M] of the dead."""
         found = []
-        for criterion in self.criteria:
-            logs = [np.log(s + np.float32(TINY)) for s in saliency[criterion]]
-            everyone = np.concatenate([log[i] for log, i in zip(logs, positions, strict=True)])
-            center, scale = float(np.median(everyone)), float(np.std(everyone)) or 1.0
-            found.append([(log - center) / scale for log in logs])
-        return found
+        for indices, starts in ((self.alive_indices, self.field.alive_starts),
+                                (self.dead_indices, self.field.dead_starts)):
+            found.append(np.empty(len(indices), np.float32))
+            for layer, here in enumerate(_slices(starts)):
+                found[-1][here] = values[layer][indices[here]]
+        return tuple(found)
 
-    @staticmethod
-    def _returnable(scores: Sequence[np.ndarray], dead: np.ndarray, count: int) -> np.ndarray:
-        """The most salient zeroed parameters by any criterion, ascending; the others are hopeless."""
-        positions = np.flatnonzero(dead)
-        if count == 0 or count >= len(positions):
-            return positions[:count]
-        return positions[_union(smallest(-score[positions], count) for score in scores)]
+    def _scores(self, saliency: Mapping[str, Sequence[np.ndarray]], scales: Sequence["Scale"], indices: np.ndarray,
+                starts: np.ndarray) -> np.ndarray:
+        """Log saliencies by position, float32 [C, n], finite whatever saliencies were."""
+        found = np.empty((len(scales), len(indices)), np.float32)
+        for row, criterion, scale in zip(found, self.criteria, scales, strict=True):
+            for layer, here in enumerate(_slices(starts)):
+                row[here] = _logs(saliency[criterion][layer][indices[here]], scale)
+            np.nan_to_num(row, copy=False)
+            np.clip(row, -HUGE, HUGE, out=row)
+        return found
 
     @property
     def layers(self) -> int:
         """Number of layers."""
         return len(self.sizes)
+
+    def _surveyed(self, saliency: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple["Scale", np.ndarray]:
+        """A criterion's scale, and the zeros that its plain set takes of each layer: int64 [L]."""
+        starts = np.cumsum([0, *self.room])
+        logs = np.empty(starts[-1], np.float32)
+        for here, of, mask in zip(_slices(starts), saliency, masks, strict=True):
+            logs[here] = of[mask]
+        logs += np.float32(TINY)
+        np.log(logs, out=logs)
+        scale = float(np.median(logs)), float(np.std(logs)) or 1.0
+        logs -= scale[0]
+        logs /= scale[1]
+        return scale, self._quotas([logs[here] for here in _slices(starts)])
 
     def _quotas(self, keys: Sequence[np.ndarray]) -> np.ndarray:
         """Zeros a layer, int64 [L]: the bound layers' own, the others' as one threshold over all their keys puts them.
@@ -135,16 +157,34 @@ class SearchSpace:
         """
         quotas = self.budget.fixed.copy()
         if len(self._free):
-            everyone = np.concatenate([keys[layer] for layer in self._free])
-            owner = np.repeat(self._free, [len(keys[layer]) for layer in self._free])
-            quotas += np.bincount(owner[smallest(everyone, self.budget.free_total)], minlength=self.layers)
+            chosen = smallest(np.concatenate([keys[layer] for layer in self._free]), self.budget.free_total)
+            ends = np.cumsum([len(keys[layer]) for layer in self._free])
+            quotas[self._free] += np.diff(np.searchsorted(chosen, ends), prepend=0)
         return quotas
 
 
-def _scores(logs: Sequence[Sequence[np.ndarray]], positions: Sequence[np.ndarray]) -> np.ndarray:
-    """Log saliencies at some positions of each layer, float32 [C, n], finite whatever saliencies were."""
-    found = np.concatenate([np.stack([of[layer][i] for of in logs]) for layer, i in enumerate(positions)], 1)
-    return np.clip(np.nan_to_num(found), -HUGE, HUGE)
+Scale = tuple[float, float]
+"""Median and standard deviation of a criterion's log saliencies over the survivors."""
+
+
+def _logs(saliency: np.ndarray, scale: Scale) -> np.ndarray:
+    """Logarithms in units of their criterion's own spread over the survivors, so that criteria can be mixed.
+
+    Where they are needed they are taken again: to keep those of all criteria would take as much memory as saliencies
+    do, and time to read it.
+    """
+    logs = saliency + np.float32(TINY)
+    np.log(logs, out=logs)
+    logs -= scale[0]
+    logs /= scale[1]
+    return logs
+
+
+def _returnable(keys: Iterable[np.ndarray], dead: np.ndarray, count: int) -> np.ndarray:
+    """The most salient zeroed parameters by any criterion, ascending; the others are hopeless."""
+    if count == 0:
+        return np.empty(0, np.int32)
+    return _union(keys, dead, count)
 
 
 def _starts(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -152,5 +192,23 @@ def _starts(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.cumsum([0, *map(len, parts)], dtype=np.int64)
 
 
-def _union(sets: Iterable[np.ndarray]) -> np.ndarray:
-    return np.unique(np.concatenate(list(sets)))
+def _slices(starts: np.ndarray) -> list[slice]:
+    """Of each part in their concatenation; see `_starts`."""
+    return [slice(*pair) for pair in pairwise(starts.tolist())]
+
+
+def _union(keys: Iterable[np.ndarray], among: np.ndarray, count: int) -> np.ndarray:
+    """Flat indices, ascending, of those that are among the `count` least by any of their keys.
+
+    Args:
+        keys: float [n] by criterion, of the n positions that are True in `among`.
+        among: bool [layer.size].
+        count: >= 0; all of them where there are no more.
+    """
+    indices = np.flatnonzero(among).astype(np.int32 if len(among) <= LAST else np.int64)
+    if count >= len(indices):
+        return indices
+    chosen = np.zeros(len(indices), bool)
+    for of in keys:
+        chosen[smallest(of, count)] = True
+    return indices[chosen]
