@@ -12,9 +12,12 @@ from numba import njit
 
 from de_ray.evolution.draws import normal, stream, uniform
 from de_ray.evolution.genomes import Genomes
-from de_ray.evolution.operators import draw, fill, swap
+from de_ray.evolution.operators import PART, draw, fill, swap
 from de_ray.evolution.quotas import move
 from de_ray.evolution.space import Field
+
+BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+"""uint8 [256, 8], the bits of a byte, the lowest first."""
 
 
 class Rates(NamedTuple):
@@ -52,7 +55,7 @@ def plain(field: Field, genomes: Genomes) -> None:  # pragma: no cover - compile
                     tiers[i] = chosen[count]
                     genomes.quotas[row, layer] += chosen[count]
                     count += 1
-        _write(tiers, genomes.members[row])
+        _pack(tiers, genomes.members[row])
 
 
 @njit(nogil=True, cache=True)
@@ -82,7 +85,7 @@ def vary(field: Field, rates: Rates, parents: Genomes, pairs: np.ndarray, shares
             mix[criterion] = share * parents.mix[one, criterion] + (1 - share) * parents.mix[other, criterion]
             children.mix[child, criterion] = mix[criterion]
         _mix(mix, field.alive, np.int64(0), keys)
-        _count(parents, one, other, tiers)
+        _count(parents.members[one], parents.members[other], tiers)
         quotas = children.quotas[child]
         for layer in range(layers):
             ours = max(field.room[layer] - parents.quotas[one, layer], 0.5)
@@ -109,30 +112,32 @@ def vary(field: Field, rates: Rates, parents: Genomes, pairs: np.ndarray, shares
             fill(tiers[begin:end], keys[begin:end], quotas[layer] + returned)
             exchanged = round(rates.swap * uniform(state) * (quotas[layer] + returned))
             swap(tiers[begin:end], keys[begin:end], exchanged, temperature, state)
-        _write(tiers, children.members[child])
+        _pack(tiers, children.members[child])
 
 
 @njit(nogil=True, cache=True)
 def _mix(mix, scores, start, keys):  # pragma: no cover - compiled
     """Keys float32 [n]: log saliencies [C, ...] from `start` on, mixed."""
-    for i in range(len(keys)):
-        keys[i] = 0
-    for criterion in range(len(mix)):
-        weight, of = mix[criterion], scores[criterion, start:start + len(keys)]
-        for i in range(len(keys)):
-            keys[i] += weight * of[i]
+    for first in range(0, len(keys), PART):  # a part stays in the cache until all criteria are in it
+        part = keys[first:first + PART]
+        for i in range(len(part)):
+            part[i] = 0
+        for criterion in range(len(mix)):
+            weight, of = mix[criterion], scores[criterion, start + first:start + first + len(part)]
+            for i in range(len(part)):
+                part[i] += weight * of[i]
 
 
 @njit(nogil=True, cache=True)
-def _count(parents, one, other, tiers):  # pragma: no cover - compiled
-    """Tiers uint8 [N]: in how many of two parents each position is."""
-    tiers[:] = 0
-    for row in (one, other):
-        members = 0
-        for layer in range(parents.quotas.shape[1]):
-            members += parents.quotas[row, layer] + parents.returned[row, layer]
-        for i in range(members):
-            tiers[parents.members[row, i]] += 1
+def _count(one, other, tiers):  # pragma: no cover - compiled
+    """Tiers uint8 [N]: in how many of two sets of bits each position is."""
+    whole = len(tiers) // 8
+    for byte in range(whole):
+        mine, others = BITS[one[byte]], BITS[other[byte]]
+        for bit in range(8):
+            tiers[8 * byte + bit] = mine[bit] + others[bit]
+    for i in range(8 * whole, len(tiers)):
+        tiers[i] = BITS[one[whole], i - 8 * whole] + BITS[other[whole], i - 8 * whole]
 
 
 @njit(nogil=True, cache=True)
@@ -153,9 +158,15 @@ def _revive(field, rates, mix, layer, quota, state, places, begun):  # pragma: n
 
 
 @njit(nogil=True, cache=True)
-def _write(inside, places):  # pragma: no cover - compiled
-    """Write the positions of members, ascending, and what does not matter after them."""
-    found = 0
-    for i in range(len(inside)):
-        places[found] = i
-        found += inside[i]
+def _pack(inside, bits):  # pragma: no cover - compiled
+    """Write members, uint8 [N] of 0 and 1, as bits; see `Genomes.members`."""
+    whole = len(inside) // 8
+    for byte in range(whole):
+        packed = np.uint8(0)
+        for bit in range(8):
+            packed |= inside[8 * byte + bit] << bit
+        bits[byte] = packed
+    if whole < len(bits):
+        bits[whole] = 0
+        for i in range(8 * whole, len(inside)):
+            bits[whole] |= inside[i] << (i - 8 * whole)

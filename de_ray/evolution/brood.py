@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 
-import numpy as np
-
 from de_ray.evolution.candidate import Candidate, blocks
 from de_ray.evolution.genomes import Genomes
 from de_ray.evolution.space import SearchSpace
@@ -15,7 +13,7 @@ class Brood(Sequence[Candidate]):
     """Candidates of genomes, most of which are yet to be bred, block by block.
 
     From the first look on they are bred in the background, in order, on as many cores as there are. A single block is
-    bred by who looks.
+    bred by who looks. Genomes are kept, candidates are not: each is made anew when it is read.
 
     Args:
         genomes: K of them, the first `ready` as they are to be.
@@ -26,38 +24,36 @@ class Brood(Sequence[Candidate]):
 
     def __init__(self, genomes: Genomes, space: SearchSpace, ready: int,
                  write: Callable[[int, int, Genomes], None]) -> None:
-        self._genomes, self._space, self._ready, self._write = genomes, space, ready, write
-        self._candidates: list[Candidate] = []
+        self._genomes, self._ready, self._write = genomes, ready, write
+        self._candidates = genomes.candidates(space)
+        self._there = 0
+        """Candidates that can be read."""
         self._bred = self._breed()
 
     def __len__(self) -> int:
         return self._genomes.count
 
     def __getitem__(self, key: int | slice) -> Candidate | list[Candidate]:
-        found = self._candidates
-        if isinstance(key, int) and 0 <= key < len(found):
-            return found[key]
-        last = max(range(len(self))[key], default=-1) if isinstance(key, slice) else range(len(self))[key]
-        while len(found) <= last:
-            genomes, zero, revive = next(self._bred)
-            found += genomes.cut(zero, revive)
-        return found[key]
+        rows = range(len(self))[key]
+        last = rows if isinstance(rows, int) else max(rows, default=-1)
+        while self._there <= last:
+            self._there += next(self._bred)
+            if self._there == len(self):
+                self._bred.close()  # it knows of this brood: both would wait for the collector of garbage
+        return self._candidates[key]
 
-    def __iter__(self) -> Iterator[Candidate]:
-        return iter(self[:])
-
-    def part(self, rows: range) -> "Part":
-        """Some of these candidates, of consecutive rows, which are bred no sooner than they are looked at."""
+    def part(self, rows: Sequence[int]) -> "Part":
+        """Some of these candidates, which are bred no sooner than they are looked at."""
         return Part(self, rows)
 
     @property
     def genomes(self) -> Genomes:
         """All genomes, bred now if they were not."""
-        self[:]
+        self[-1:]
         return self._genomes
 
-    def _breed(self) -> Iterator[tuple[Genomes, np.ndarray, np.ndarray]]:
-        """Blocks of genomes, in order, and what they stand for; see `Genomes.flat`."""
+    def _breed(self) -> Iterator[int]:
+        """Breed blocks of genomes, in order; their lengths."""
         parts = list(blocks(len(self)))
         if len(parts) == 1:
             yield self._block(parts[0])
@@ -65,18 +61,17 @@ class Brood(Sequence[Candidate]):
         with ThreadPoolExecutor(cpu_count()) as threads:
             yield from threads.map(self._block, parts)
 
-    def _block(self, part: range) -> tuple[Genomes, np.ndarray, np.ndarray]:
+    def _block(self, part: range) -> int:
         begin, end = max(part.start, self._ready), max(part.stop, self._ready)
         if begin < end:
             self._write(begin - self._ready, end - self._ready, self._genomes.take(slice(begin, end)))
-        genomes = self._genomes.take(slice(part.start, part.stop))
-        return genomes, *genomes.flat(self._space)
+        return len(part)
 
 
 class Part(Sequence[Candidate]):
-    """Consecutive candidates of a brood; see `Brood.part`."""
+    """Candidates of some rows of a brood; see `Brood.part`."""
 
-    def __init__(self, brood: Brood, rows: range) -> None:
+    def __init__(self, brood: Brood, rows: Sequence[int]) -> None:
         self._brood, self._rows = brood, rows
 
     def __len__(self) -> int:
@@ -84,7 +79,4 @@ class Part(Sequence[Candidate]):
 
     def __getitem__(self, key: int | slice) -> Candidate | list[Candidate]:
         rows = self._rows[key]
-        return self._brood[rows] if isinstance(rows, int) else self._brood[rows.start:rows.stop:rows.step]
-
-    def __iter__(self) -> Iterator[Candidate]:
-        return iter(self[:])
+        return self._brood[rows] if isinstance(rows, int) else [self._brood[row] for row in rows]

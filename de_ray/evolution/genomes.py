@@ -22,8 +22,8 @@ class Genomes(NamedTuple):
     quotas: np.ndarray
     """int64 [K, L], net zeros a layer."""
     members: np.ndarray
-    """int32 [K, W], ascending positions of survivors to zero; a layer has its quota and as many as return to it. What
-    follows them means nothing, one place at least."""
+    """uint8 [K, N / 8 rounded up], bits: whether the survivor at each position is zeroed, a byte's lowest bit first. A
+    layer has as many members as its quota and what returns to it."""
     returned: np.ndarray
     """int64 [K, L], parameters that come back to a layer."""
     revived: np.ndarray
@@ -34,9 +34,8 @@ class Genomes(NamedTuple):
         """Room for genomes of which at most a share `revivals` of a layer's survivors comes back."""
         field = space.field
         layers, most = len(field.room), most_revived(field.room, np.diff(field.dead_starts), revivals)
-        zeros = int(field.fixed.sum()) + field.free_total
         return cls(np.empty((count, len(field.alive)), np.float32), np.empty((count, layers), np.int64),
-                   np.empty((count, zeros + most + 1), np.int32), np.empty((count, layers), np.int64),
+                   np.empty((count, -(-field.alive.shape[1] // 8)), np.uint8), np.empty((count, layers), np.int64),
                    np.empty((count, most), np.int32))
 
     @property
@@ -57,28 +56,20 @@ class Genomes(NamedTuple):
         for part, new in zip(self, genomes, strict=True):
             part[:] = new
 
-    def candidates(self, space: SearchSpace) -> list[Candidate]:
-        """The zeroing sets of each genome, of layers that change alone."""
-        return self.cut(*self.flat(space))
+    def candidate(self, space: SearchSpace, row: int) -> Candidate:
+        """The zeroing sets of a genome, of layers that change alone."""
+        sets, back = [], 0
+        for layer, (quota, returned) in enumerate(zip(self.quotas[row].tolist(), self.returned[row].tolist(),
+                                                      strict=True)):
+            if quota + returned:  # at least as many as return
+                sets.append(BredSet(layer, space, self.members[row], quota + returned,
+                                    self.revived[row, back:back + returned]))
+                back += returned
+        return tuple(sets)
 
-    def flat(self, space: SearchSpace) -> tuple[np.ndarray, np.ndarray]:
-        """Members int64 [K, W] and revived int64 [K, V] as flat indices of their layers' weights."""
-        returned = self.returned.sum(1)
-        return (_flat(space.alive_indices, self.members, self.quotas.sum(1) + returned),
-                _flat(space.dead_indices, self.revived, returned))
-
-    def cut(self, zero: np.ndarray, revive: np.ndarray) -> list[Candidate]:
-        """Cut flat indices into zeroing sets; see `flat`."""
-        zeros, revivals = (self.quotas + self.returned).tolist(), self.returned.tolist()
-        found = []
-        for row in range(self.count):
-            sets, begin, back = [], 0, 0
-            for layer, (more, returned) in enumerate(zip(zeros[row], revivals[row], strict=True)):
-                if more:  # at least as many as return
-                    sets.append(ZeroingSet(layer, zero[row, begin:begin + more], revive[row, back:back + returned]))
-                    begin, back = begin + more, back + returned
-            found.append(tuple(sets))
-        return found
+    def candidates(self, space: SearchSpace) -> Sequence[Candidate]:
+        """See `candidate`; each is made anew whenever it is read, so that nobody need keep them."""
+        return Candidates(self, space)
 
     def sums(self, alive: np.ndarray, dead: np.ndarray) -> np.ndarray:
         """Costs of each genome's zeros less those of what it brings back, float64 [K].
@@ -90,14 +81,72 @@ class Genomes(NamedTuple):
         return _sums(self, alive, dead)
 
 
+class Candidates(Sequence[Candidate]):
+    """The candidates of genomes; see `Genomes.candidates`."""
+
+    def __init__(self, genomes: Genomes, space: SearchSpace) -> None:
+        self._genomes, self._space = genomes, space
+
+    def __len__(self) -> int:
+        return self._genomes.count
+
+    def __getitem__(self, key: int | slice) -> Candidate | list[Candidate]:
+        rows = range(len(self))[key]
+        if isinstance(rows, int):
+            return self._genomes.candidate(self._space, rows)
+        return [self._genomes.candidate(self._space, row) for row in rows]
+
+
+class BredSet(ZeroingSet):
+    """A zeroing set of a genome, whose indices are looked up when they are first asked for.
+
+    Of a large layer they take megabytes, and who hands out a generation's candidates holds all of them, where those
+    under evaluation are a few.
+
+    Args:
+        layer: see `ZeroingSet`.
+        space: which positions are of.
+        members: bits of a genome; see `Genomes`.
+        count: members in the layer.
+        back: int32 [r], positions of what returns to the layer.
+    """
+
+    __slots__ = ("_back", "_count", "_members", "_space")
+
+    def __init__(self, layer: int, space: SearchSpace, members: np.ndarray, count: int, back: np.ndarray) -> None:
+        put = object.__setattr__  # the class is frozen
+        put(self, "layer", layer)
+        put(self, "_space", space)
+        put(self, "_members", members)
+        put(self, "_count", count)
+        put(self, "_back", back)
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        """What is not there yet: zero and revive, which are from then on."""
+        if name == "zero":
+            starts = self._space.field.alive_starts
+            found = _members_in(self._members, starts[self.layer], starts[self.layer + 1], self._count,
+                                self._space.alive_indices)
+        elif name == "revive":
+            found = self._space.dead_indices[self._back].astype(np.int64)
+        else:
+            raise AttributeError(name)
+        object.__setattr__(self, name, found)
+        return found
+
+    def settled(self) -> ZeroingSet:
+        """The same without the space and the genomes, which would stay in memory as long as it does."""
+        return ZeroingSet(self.layer, self.zero, self.revive)
+
+
 @njit(nogil=True, cache=True)
-def _flat(positions, places, counts):  # pragma: no cover - compiled
-    """What the first counts[k] places of each row stand for, int64 [K, W]; what comes after them does not matter."""
-    found = np.empty(places.shape, np.int64)
-    for row in range(len(places)):
-        for i in range(counts[row]):
-            found[row, i] = positions[places[row, i]]
-    return found
+def _members_in(bits, begin, end, count, indices):  # pragma: no cover - compiled
+    """What the members from position `begin` to `end` stand for, int64 [count]."""
+    found, members = np.empty(count + 1, np.int64), 0
+    for i in range(begin, end):
+        found[members] = indices[i]
+        members += (bits[i >> 3] >> (i & 7)) & 1
+    return found[:count]
 
 
 def most_revived(room: np.ndarray, dead: np.ndarray, revivals: float) -> int:
@@ -113,14 +162,15 @@ def most_revived(room: np.ndarray, dead: np.ndarray, revivals: float) -> int:
 
 @njit(nogil=True, cache=True)
 def _sums(genomes, alive, dead):  # pragma: no cover - compiled
-    sums = np.zeros(len(genomes.mix), np.float64)
+    sums, costs = np.zeros(len(genomes.mix), np.float64), np.zeros(2, np.float32)  # costs: of one that stays, and goes
     for row in range(len(sums)):
-        members = back = 0
+        bits, total, back = genomes.members[row], 0.0, 0
+        for i in range(len(alive)):
+            costs[1] = alive[i]
+            total += costs[(bits[i >> 3] >> (i & 7)) & 1]
         for layer in range(genomes.quotas.shape[1]):
-            members += genomes.quotas[row, layer] + genomes.returned[row, layer]
             back += genomes.returned[row, layer]
-        for i in range(members):
-            sums[row] += alive[genomes.members[row, i]]
         for i in range(back):
-            sums[row] -= dead[genomes.revived[row, i]]
+            total -= dead[genomes.revived[row, i]]
+        sums[row] = total
     return sums

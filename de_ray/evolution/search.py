@@ -10,7 +10,7 @@ it is asked as long as it ranked the first generation, which it had no part in c
 """
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,11 +73,10 @@ class DirectedSearch:
 
     def __init__(self, space: SearchSpace, config: EvolutionConfig, batches: int, rng: np.random.Generator,
                  estimate: Estimate | None = None) -> None:
-        self._space, self._config, self._rng, self._estimate = space, config, rng, estimate
+        self._space, self._config, self._rng = space, config, rng
         self._rates = Rates(float(config.quota_sigma), float(config.swap), float(config.regrow),
                             float(config.temperature))
-        costs = getattr(estimate, "costs", None)
-        self._costs = costs and space.gathered(costs)
+        self._estimated = None if estimate is None else _of_genomes(estimate, space)
         self.correlation: float | None = None
         """Of the estimate's ranks with those by evaluation, over the first generation; None before, or without one."""
         confirming = min(batches - 1, round(config.confirm * batches))
@@ -114,7 +113,7 @@ class DirectedSearch:
             FloatingPointError: every candidate's divergence was non-finite.
         """
         if self._best is None:
-            return self._plain().candidates(self._space)[0], np.nan
+            return _settled(self._plain().candidate(self._space, 0)), np.nan
         if not np.isfinite(self._best[1]):
             raise FloatingPointError("the divergence of every candidate is NaN or infinite")
         return self._best
@@ -139,7 +138,7 @@ class DirectedSearch:
         self._asked.append(Request(candidates, self._confirming))
         _, fitness = yield
         best = int(np.argmin(fitness))
-        self._best = candidates[best], float(fitness[best])
+        self._best = _settled(candidates[best]), float(fitness[best])
 
     def _race(self, brood: Brood, spared: int) -> Generator[None, Answer, tuple[np.ndarray, np.ndarray]]:
         """Evaluate entrants, the first `spared` of them on all breeding batches whatever screening says.
@@ -163,12 +162,12 @@ class DirectedSearch:
             if request.screening:
                 first[rows] = answer
                 rows = self._finalists(rows, answer, spared)
-                request = Request([brood[row] for row in rows.tolist()], self._breeding)
+                request = Request(brood.part(rows.tolist()), self._breeding)
                 out[request] = rows
                 self._asked.append(request)
             else:
                 full[rows] = True
-        brood[:]  # who answers without a look at a candidate leaves it to be bred here
+        brood[-1:]  # who answers without a look at a candidate leaves it to be bred here
         self._judge(brood, first)
         return fitness, full
 
@@ -211,7 +210,7 @@ class DirectedSearch:
 
     def _children(self, population: Population, genomes: Genomes) -> Brood:
         """Children to evaluate: of each block's those of the least estimate, in the order in which they were bred."""
-        screened = self._estimate is not None and (self.correlation or 0.0) >= LEAST_CORRELATION
+        screened = self._estimated is not None and (self.correlation or 0.0) >= LEAST_CORRELATION
         times = self._config.oversample if screened else 1
         (pairs, shares), seed = self._pairs(population, times * genomes.count), self._seed()
 
@@ -239,10 +238,17 @@ class DirectedSearch:
 
     def _judge(self, brood: Brood, fitness: np.ndarray) -> None:
         """Compare the estimate with the first evaluation that there is."""
-        if self._estimate is not None and self.correlation is None:
+        if self._estimated is not None and self.correlation is None:
             self.correlation = rank_correlation(self._estimated(brood.genomes), fitness)
 
-    def _estimated(self, genomes: Genomes) -> np.ndarray:
-        if self._costs is not None:
-            return genomes.sums(*self._costs)
-        return self._estimate(genomes.candidates(self._space))
+
+def _of_genomes(estimate: Estimate, space: SearchSpace) -> Callable[[Genomes], np.ndarray]:
+    """An estimate of genomes. Of one with costs, those of the space's positions are all that is kept."""
+    if not hasattr(estimate, "costs"):
+        return lambda genomes: estimate(genomes.candidates(space))
+    alive, dead = space.gathered(estimate.costs)
+    return lambda genomes: genomes.sums(alive, dead)
+
+
+def _settled(candidate: Candidate) -> Candidate:
+    return tuple(one.settled() for one in candidate)
