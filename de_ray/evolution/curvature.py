@@ -41,10 +41,10 @@ class SaliencyInputs:
         return fisher_diagonal(self)
 
 
-def remembered(student: Student) -> list[Tensor]:
-    """Weights, with zeroed ones at the value that they had."""
-    return [torch.where(mask, weight.data, dormant) for weight, mask, dormant in
-            zip(student.weights, student.masks, student.dormant, strict=True)]
+def remembered(student: Student) -> Iterator[Tensor]:
+    """Weights, with zeroed ones at the value that they had; one at a time, since each is a copy."""
+    for weight, mask, dormant in zip(student.weights, student.masks, student.dormant, strict=True):
+        yield torch.where(mask, weight.data, dormant)
 
 
 def fisher_diagonal(given: SaliencyInputs) -> list[Tensor]:
@@ -53,11 +53,7 @@ def fisher_diagonal(given: SaliencyInputs) -> list[Tensor]:
     The gradients of a divergence's random score have the curvature as their covariance and are independent across
     samples, so that the squared gradient of a batch's sum is an unbiased estimate of the sum over its samples.
     """
-    totals = [torch.zeros_like(weight) for weight in given.student.weights]
-    for gradients in _gradients(given, lambda inputs, output: given.problem.divergence.score(output, given.generator)):
-        for total, gradient in zip(totals, gradients, strict=True):
-            total += gradient.square()
-    return [total / len(given.inputs) for total in totals]
+    return _mean(given, lambda _, output: given.problem.divergence.score(output, given.generator), torch.square)
 
 
 def divergence_gradient(given: SaliencyInputs) -> list[Tensor]:
@@ -69,19 +65,24 @@ def divergence_gradient(given: SaliencyInputs) -> list[Tensor]:
             expected = problem.teacher(inputs)
         return problem.divergence(expected, output).sum()
 
-    totals = [torch.zeros_like(weight) for weight in given.student.weights]
-    for gradients in _gradients(given, divergence):
-        for total, gradient in zip(totals, gradients, strict=True):
-            total += gradient
-    return [total / len(given.inputs) for total in totals]
+    return _mean(given, divergence, lambda gradient: gradient)
 
 
-def _gradients(given: SaliencyInputs, scalar: Callable[[Tensor, Output], Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Gradients of a scalar of (inputs, the student's outputs), batch by batch, with respect to each layer's weight.
+def _mean(given: SaliencyInputs, scalar: Callable[[Tensor, Output], Tensor],
+          of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """What each batch's gradients come to, summed over batches and divided by the number of inputs.
 
-    The scalar is a sum over samples: batches whose activations do not fit go in parts.
+    Args:
+        given: student and inputs.
+        scalar: of (inputs, the student's outputs), a sum over samples: batches whose activations do not fit go in
+            parts.
+        of: of a batch's gradient with respect to a layer's weight.
+
+    Returns:
+        A tensor a layer, of the weight's shape.
     """
     weights = given.student.weights
+    totals = [torch.zeros_like(weight) for weight in weights]
     for weight in weights:
         weight.requires_grad_(True)
     most = None
@@ -93,16 +94,19 @@ def _gradients(given: SaliencyInputs, scalar: Callable[[Tensor, Output], Tensor]
                 most = inputs_that_fit(lambda n, some=batch: scalar(some[:n], given.student.module(some[:n])),
                                        given.memory_mb)
                 given.generator.set_state(drawn)
-            total = None
+            gradients = None
             for inputs in batch.split(even_size(len(batch), most)):
                 # The output may not depend on a layer, such as one that only training uses.
                 part = torch.autograd.grad(scalar(inputs, given.student.module(inputs)), weights,
                                            materialize_grads=True)
-                total = part if total is None else tuple(map(torch.add, total, part))
-            yield total
+                gradients = part if gradients is None else tuple(map(torch.add, gradients, part))
+            for total, gradient in zip(totals, gradients, strict=True):
+                total += of(gradient)
+            del part, gradients, gradient  # as large as the weights: the next batch's need not find them there
     finally:
         for weight in weights:
             weight.requires_grad_(False)
+    return [total.div_(len(given.inputs)) for total in totals]
 
 
 def output_grams(given: SaliencyInputs) -> list[Tensor | None]:

@@ -47,6 +47,21 @@ def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, dispat
         rng: source of the search's draws.
         rate: what a candidate's file takes; needed where `config.rate_weight` is not 0.
     """
+    search = _prepared(given, budget, config, batches, rng, rate)
+    while not search.over:
+        for request in iter(search.ask, None):
+            dispatch.submit(request)
+        request, divergence = dispatch.next()
+        if config.rate_weight:
+            divergence = divergence * [_price(candidate, config, rate) for candidate in request.candidates]
+        search.tell(request, divergence)
+    candidate, fitness = search.best()
+    return Bred(candidate, fitness / _price(candidate, config, rate), search.saved_evaluations, search.correlation)
+
+
+def _prepared(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, batches: int, rng: np.random.Generator,
+              rate: RateModel | None) -> DirectedSearch:
+    """A cycle's search, which knows what it needs of the saliencies: they are not in memory any more; see `breed`."""
     masks = [mask.flatten().cpu().numpy() for mask in given.student.masks]
     given = replace(given, reach=_reach(budget, masks))
     known = scores = saliencies(config.criteria, given)
@@ -57,14 +72,9 @@ def breed(given: SaliencyInputs, budget: Budget, config: EvolutionConfig, dispat
     # Estimates know nothing of bytes: where those weigh, they would choose against the fitness.
     if config.oversample > 1 and config.generations > 1 and not config.rate_weight:
         estimate = build_surrogate(config.surrogate, given, known)
-    search = DirectedSearch(SearchSpace(scores, masks, budget, config.regrow), config, batches, rng, estimate)
-    while not search.over:
-        for request in iter(search.ask, None):
-            dispatch.submit(request)
-        request, divergence = dispatch.next()
-        search.tell(request, divergence * [_price(candidate, config, rate) for candidate in request.candidates])
-    candidate, fitness = search.best()
-    return Bred(candidate, fitness / _price(candidate, config, rate), search.saved_evaluations, search.correlation)
+    space = SearchSpace(scores, masks, budget, config.regrow)
+    del known, scores  # before the search takes its own memory
+    return DirectedSearch(space, config, batches, rng, estimate)
 
 
 def _reach(budget: Budget, masks: Sequence[np.ndarray]) -> float:

@@ -68,7 +68,7 @@ class KroneckerSurrogate:
     """
 
     def __init__(self, given: SaliencyInputs) -> None:
-        weights, curvature = remembered(given.student), _curvature(given)
+        weights, curvature = list(remembered(given.student)), _curvature(given)
         self._values = [(weight * of.diagonal.sqrt()).flatten().cpu().numpy()
                         for weight, of in zip(weights, curvature, strict=True)]
         self._widths = [weight[0].numel() for weight in weights]

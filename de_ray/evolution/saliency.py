@@ -33,6 +33,8 @@ from de_ray.evolution.obs import damped, removal_losses
 
 TINY = 1e-30
 """Keeps a unit of nothing finite."""
+PART = 2**18
+"""Weights that are in float64 at a time."""
 
 
 def _uniform(given: SaliencyInputs) -> list[Tensor]:
@@ -58,7 +60,7 @@ def _wanda(given: SaliencyInputs) -> list[Tensor]:
 
 
 def _fisher(given: SaliencyInputs) -> list[Tensor]:
-    return [curvature * weight.square() / 2 for curvature, weight in
+    return [weight.square_().mul_(curvature).div_(2) for curvature, weight in
             zip(given.fisher, remembered(given.student), strict=True)]
 
 
@@ -84,13 +86,17 @@ def _kronecker(given: SaliencyInputs) -> list[Tensor]:
 
 
 def _taylor(given: SaliencyInputs) -> list[Tensor]:
-    changes = [torch.where(mask, 0.5, -0.5) * curvature * weight.square() - gradient * weight
-               for mask, curvature, gradient, weight in
-               zip(given.student.masks, given.fisher, divergence_gradient(given), remembered(given.student),
-                   strict=True)]
+    curvatures, changes = given.fisher, divergence_gradient(given)
+    for layer, (mask, curvature, weight) in enumerate(zip(given.student.masks, curvatures, remembered(given.student),
+                                                          strict=True)):
+        second = (torch.where(mask, 0.5, -0.5) * curvature).mul_(weight.square())
+        changes[layer] = second.sub_(changes[layer].mul_(weight))
     # In units of a common change: beyond it, in either direction, logarithms tell sizes.
-    unit = torch.cat([change.abs().flatten() for change in changes]).median().double().clamp_min(TINY)
-    return [_positive(change.double() / unit) for change in changes]
+    unit = torch.cat([change.flatten() for change in changes]).abs_().median().double().clamp_min(TINY)
+    for change in changes:
+        for part in change.view(-1).split(PART):
+            part.copy_(_positive(part.double() / unit))
+    return changes
 
 
 def _positive(x: Tensor) -> Tensor:
@@ -120,5 +126,5 @@ def saliencies(criteria: Sequence[str], given: SaliencyInputs) -> dict[str, list
         for criterion in criteria:
             with torch.set_grad_enabled(criterion in _BY_GRADIENT):
                 scores = _CRITERIA[criterion](given)
-            found[criterion] = [score.detach().float().nan_to_num().flatten().cpu().numpy() for score in scores]
+            found[criterion] = [score.detach().float().nan_to_num_().flatten().cpu().numpy() for score in scores]
     return found

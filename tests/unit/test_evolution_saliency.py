@@ -114,6 +114,23 @@ def test_taylor_orders_weights_by_what_zeroing_them_does_to_the_divergence_now()
                             np.array(exact)) < 0.9
 
 
+def test_taylor_does_not_depend_on_how_many_weights_are_in_float64_at_a_time(monkeypatch):
+    problem = branchy_problem()
+    whole = saliencies(["taylor"], inputs_of(problem))["taylor"]
+    monkeypatch.setattr("de_ray.evolution.saliency.PART", 7)
+    for one, other in zip(whole, saliencies(["taylor"], inputs_of(problem))["taylor"], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_saliencies_change_neither_weights_nor_what_zeroed_ones_were():
+    problem = branchy_problem()
+    student = Student(problem.teacher, problem.layers)
+    student.commit([ZeroingSet(0, np.arange(5))])
+    before = {name: value.clone() for name, value in student.state().items()}
+    saliencies(CRITERIA, inputs_of(problem, student))
+    assert all(torch.equal(value, before[name]) for name, value in student.state().items())
+
+
 def test_zeroed_parameters_are_judged_by_the_value_that_they_had():
     problem = linear_problem("mse")
     student = Student(problem.teacher, problem.layers)
