@@ -8,12 +8,16 @@ from de_ray.evolution.candidate import Candidate, blocks
 from de_ray.evolution.genomes import Genomes
 from de_ray.evolution.space import SearchSpace
 
+KEPT = 2**26
+"""Bytes of indices up to which a brood keeps its candidates."""
+
 
 class Brood(Sequence[Candidate]):
     """Candidates of genomes, most of which are yet to be bred, block by block.
 
     From the first look on they are bred in the background, in order, on as many cores as there are. A single block is
-    bred by who looks. Genomes are kept, candidates are not: each is made anew when it is read.
+    bred by who looks. Candidates are kept where they are small, since to make many anew takes the driver's time. Where
+    they are large, genomes alone are, and each candidate is made when it is read.
 
     Args:
         genomes: K of them, the first `ready` as they are to be.
@@ -24,8 +28,9 @@ class Brood(Sequence[Candidate]):
 
     def __init__(self, genomes: Genomes, space: SearchSpace, ready: int,
                  write: Callable[[int, int, Genomes], None]) -> None:
-        self._genomes, self._ready, self._write = genomes, ready, write
-        self._candidates = genomes.candidates(space)
+        self._genomes, self._space, self._ready, self._write = genomes, space, ready, write
+        self._small = 8 * space.budget.total * genomes.count <= KEPT
+        self._candidates = [] if self._small else genomes.candidates(space)
         self._there = 0
         """Candidates that can be read."""
         self._bred = self._breed()
@@ -34,10 +39,15 @@ class Brood(Sequence[Candidate]):
         return self._genomes.count
 
     def __getitem__(self, key: int | slice) -> Candidate | list[Candidate]:
+        if isinstance(key, int) and 0 <= key < self._there:
+            return self._candidates[key]
         rows = range(len(self))[key]
         last = rows if isinstance(rows, int) else max(rows, default=-1)
         while self._there <= last:
-            self._there += next(self._bred)
+            genomes, *flat = next(self._bred)
+            self._there += genomes.count
+            if self._small:
+                self._candidates += genomes.cut(*flat)
             if self._there == len(self):
                 self._bred.close()  # it knows of this brood: both would wait for the collector of garbage
         return self._candidates[key]
@@ -52,8 +62,8 @@ class Brood(Sequence[Candidate]):
         self[-1:]
         return self._genomes
 
-    def _breed(self) -> Iterator[int]:
-        """Breed blocks of genomes, in order; their lengths."""
+    def _breed(self) -> Iterator[tuple]:
+        """Blocks of genomes, in order, and, of small ones, what they stand for; see `Genomes.flat`."""
         parts = list(blocks(len(self)))
         if len(parts) == 1:
             yield self._block(parts[0])
@@ -61,11 +71,12 @@ class Brood(Sequence[Candidate]):
         with ThreadPoolExecutor(cpu_count()) as threads:
             yield from threads.map(self._block, parts)
 
-    def _block(self, part: range) -> int:
+    def _block(self, part: range) -> tuple:
         begin, end = max(part.start, self._ready), max(part.stop, self._ready)
         if begin < end:
             self._write(begin - self._ready, end - self._ready, self._genomes.take(slice(begin, end)))
-        return len(part)
+        genomes = self._genomes.take(slice(part.start, part.stop))
+        return genomes, *(genomes.flat(self._space) if self._small else ())
 
 
 class Part(Sequence[Candidate]):

@@ -67,6 +67,29 @@ class Genomes(NamedTuple):
                 back += returned
         return tuple(sets)
 
+    def flat(self, space: SearchSpace) -> tuple[np.ndarray, np.ndarray]:
+        """Members int64 [K, W] and revived int64 [K, V] of each genome as flat indices of their layers' weights.
+
+        What comes after a row's own means nothing.
+        """
+        returned = self.returned.sum(1)
+        zeros = self.quotas.sum(1) + returned
+        return (_all_members(self.members, zeros.max(initial=0), space.alive_indices),
+                _all_revived(self.revived, returned, space.dead_indices))
+
+    def cut(self, zero: np.ndarray, revive: np.ndarray) -> list[Candidate]:
+        """All candidates, as `candidate` would make them one by one, of flat indices; see `flat`."""
+        zeros, revivals = (self.quotas + self.returned).tolist(), self.returned.tolist()
+        found = []
+        for row in range(self.count):
+            sets, begin, back = [], 0, 0
+            for layer, (more, returned) in enumerate(zip(zeros[row], revivals[row], strict=True)):
+                if more:
+                    sets.append(ZeroingSet(layer, zero[row, begin:begin + more], revive[row, back:back + returned]))
+                    begin, back = begin + more, back + returned
+            found.append(tuple(sets))
+        return found
+
     def candidates(self, space: SearchSpace) -> Sequence[Candidate]:
         """See `candidate`; each is made anew whenever it is read, so that nobody need keep them."""
         return Candidates(self, space)
@@ -134,10 +157,6 @@ class BredSet(ZeroingSet):
         object.__setattr__(self, name, found)
         return found
 
-    def settled(self) -> ZeroingSet:
-        """The same without the space and the genomes, which would stay in memory as long as it does."""
-        return ZeroingSet(self.layer, self.zero, self.revive)
-
 
 @njit(nogil=True, cache=True)
 def _members_in(bits, begin, end, count, indices):  # pragma: no cover - compiled
@@ -147,6 +166,28 @@ def _members_in(bits, begin, end, count, indices):  # pragma: no cover - compile
         found[members] = indices[i]
         members += (bits[i >> 3] >> (i & 7)) & 1
     return found[:count]
+
+
+@njit(nogil=True, cache=True)
+def _all_members(bits, width, indices):  # pragma: no cover - compiled
+    """What the members of each row stand for, int64 [K, width + 1]."""
+    found = np.empty((len(bits), width + 1), np.int64)
+    for row in range(len(bits)):
+        members = 0
+        for i in range(len(indices)):
+            found[row, members] = indices[i]
+            members += (bits[row, i >> 3] >> (i & 7)) & 1
+    return found
+
+
+@njit(nogil=True, cache=True)
+def _all_revived(places, counts, indices):  # pragma: no cover - compiled
+    """What the first counts[k] places of each row stand for, int64 [K, V]."""
+    found = np.empty(places.shape, np.int64)
+    for row in range(len(places)):
+        for i in range(counts[row]):
+            found[row, i] = indices[places[row, i]]
+    return found
 
 
 def most_revived(room: np.ndarray, dead: np.ndarray, revivals: float) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from de_ray.config import EvolutionConfig
 from de_ray.evolution.breeding import Rates, plain, vary
 from de_ray.evolution.brood import Brood
-from de_ray.evolution.candidate import Candidate, blocks
+from de_ray.evolution.candidate import Candidate, ZeroingSet, blocks
 from de_ray.evolution.genomes import Genomes
 from de_ray.evolution.request import Request
 from de_ray.evolution.space import SearchSpace
@@ -251,4 +251,5 @@ def _of_genomes(estimate: Estimate, space: SearchSpace) -> Callable[[Genomes], n
 
 
 def _settled(candidate: Candidate) -> Candidate:
-    return tuple(one.settled() for one in candidate)
+    """The same without the space and the generation that it is of, which would be in memory as long as it is."""
+    return tuple(ZeroingSet(one.layer, one.zero.copy(), one.revive.copy()) for one in candidate)

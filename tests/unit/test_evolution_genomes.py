@@ -67,6 +67,15 @@ def test_costs_that_are_not_finite_count_where_they_are_members(case):
     np.testing.assert_array_equal(genomes.sums(alive, dead), np.where(inside[:, 3], np.inf, 0.0))
 
 
+def test_candidates_cut_together_are_those_made_one_by_one(case):
+    _, space, genomes = case
+    for candidate, expected in zip(genomes.cut(*genomes.flat(space)), genomes.candidates(space), strict=True):
+        for one, other in zip(candidate, expected, strict=True):
+            assert one.layer == other.layer
+            np.testing.assert_array_equal(one.zero, other.zero)
+            np.testing.assert_array_equal(one.revive, other.revive)
+
+
 def test_candidates_are_read_as_any_sequence(case):
     _, space, genomes = case
     candidates = genomes.candidates(space)
@@ -79,10 +88,10 @@ def test_candidates_are_read_as_any_sequence(case):
 def test_a_bred_set_travels_as_a_plain_one_and_has_no_other_attributes(case):
     _, space, genomes = case
     one = genomes.candidate(space, 5)[0]
-    for other in (pickle.loads(pickle.dumps(one)), one.settled()):
-        assert type(other) is ZeroingSet and other.layer == one.layer
-        np.testing.assert_array_equal(other.zero, one.zero)
-        np.testing.assert_array_equal(other.revive, one.revive)
+    other = pickle.loads(pickle.dumps(one))
+    assert type(other) is ZeroingSet and other.layer == one.layer
+    np.testing.assert_array_equal(other.zero, one.zero)
+    np.testing.assert_array_equal(other.revive, one.revive)
     assert one.zero is one.zero, "who reads them twice looks them up once"
     with pytest.raises(AttributeError):
         one.weight
@@ -111,7 +120,13 @@ def run(search, seen=lambda candidates: None):
         search.tell(request, np.array([float(candidate[0].zero.sum()) for candidate in request.candidates]))
 
 
-def test_a_candidate_that_was_evaluated_is_not_kept_by_its_generation(no_collector):
+@pytest.fixture
+def large(monkeypatch):
+    """Candidates that are too large to be kept."""
+    monkeypatch.setattr("de_ray.evolution.brood.KEPT", 0)
+
+
+def test_a_large_candidate_that_was_evaluated_is_not_kept_by_its_generation(no_collector, large):
     gone = []
 
     def read(candidates):
@@ -123,8 +138,23 @@ def test_a_candidate_that_was_evaluated_is_not_kept_by_its_generation(no_collect
     assert len(gone) > 3
 
 
+def test_a_search_finds_the_same_whether_candidates_are_kept_or_made_anew(monkeypatch):
+    found = []
+    for kept in (0, 2**26):
+        monkeypatch.setattr("de_ray.evolution.brood.KEPT", kept)
+        search = make_search(population=600)
+        run(search)
+        found.append(search.best())
+    ((one,), fitness), ((other,), same) = found
+    assert fitness == same
+    np.testing.assert_array_equal(one.zero, other.zero)
+
+
+@pytest.mark.parametrize("kept", [0, 2**26])
 @pytest.mark.parametrize("population", [12, 600])
-def test_a_search_is_freed_once_nobody_holds_it_though_its_best_candidate_is_held(no_collector, population):
+def test_a_search_is_freed_once_nobody_holds_it_though_its_best_candidate_is_held(no_collector, monkeypatch, population,
+                                                                                        kept):
+    monkeypatch.setattr("de_ray.evolution.brood.KEPT", kept)
     search = make_search(population=population)
     parts = [weakref.ref(search), weakref.ref(search._space)]
     run(search, lambda candidates: parts.append(weakref.ref(candidates)) if not isinstance(candidates, list) else None)
@@ -134,7 +164,7 @@ def test_a_search_is_freed_once_nobody_holds_it_though_its_best_candidate_is_hel
     assert len(parts) > 3 and not any(part() for part in parts)
 
 
-def test_memory_of_a_search_is_bounded_by_a_few_bytes_a_weight():
+def test_memory_of_a_search_over_large_layers_is_bounded_by_a_few_bytes_a_weight(large):
     n = 200_000
     run(make_search())  # what is imported and compiled does not count
     tracemalloc.start()
