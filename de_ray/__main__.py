@@ -1,10 +1,12 @@
 """`python -m de_ray inspect|evaluate|decode|export FILE ...`; `python -m de_ray COMMAND --help` tells of each."""
 
 import argparse
+import contextlib
 import copy
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -130,6 +132,20 @@ def export(path: str, onnx: str, int8: str | None, overrides: list[str]) -> None
     print(json.dumps(told, indent=2))
 
 
+@contextlib.contextmanager
+def _progress_told() -> Iterator[None]:
+    """Have what the package logs on stderr, beside a command's own output: a teacher may be trained first."""
+    log, handler = logging.getLogger("de_ray"), logging.StreamHandler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m de_ray", description="Look into compressed networks.")
@@ -154,17 +170,16 @@ def main(arguments: list[str] | None = None) -> None:
     # argparse finds no overrides behind an option once it has found none before it.
     if rest and (given.command != "export" or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    logging.basicConfig(format="%(message)s")  # on stderr, beside the JSON: a teacher may be trained first
-    logging.getLogger("de_ray").setLevel(logging.INFO)
     try:
-        if given.command == "inspect":
-            inspect(given.file)
-        elif given.command == "evaluate":
-            evaluate(given.file, given.overrides, given.pictures)
-        elif given.command == "decode":
-            decode(given.file, given.output)
-        else:
-            export(given.file, given.onnx, given.int8, [*given.overrides, *rest])
+        with _progress_told():
+            if given.command == "inspect":
+                inspect(given.file)
+            elif given.command == "evaluate":
+                evaluate(given.file, given.overrides, given.pictures)
+            elif given.command == "decode":
+                decode(given.file, given.output)
+            else:
+                export(given.file, given.onnx, given.int8, [*given.overrides, *rest])
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {error}")
 

@@ -10,6 +10,7 @@ from de_ray.cluster.prepare import prepare
 from de_ray.cluster.storage import Mirror
 from de_ray.command import argument, command_line
 from de_ray.config import Config
+from de_ray.evaluation.members import EvaluationError
 from de_ray.evolve import Record
 from de_ray.pipeline import Result, run
 from de_ray.problem.base import Problem
@@ -61,10 +62,12 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
             else:
                 result = _compress(problem, config, folder, tracker, mirror)
             status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
-            status = "KILLED"
+        except (KeyboardInterrupt, SystemExit, EvaluationError) as error:
+            stopped = isinstance(error, EvaluationError)
+            status = "FAILED" if stopped else "KILLED"
             elsewhere = f"; elsewhere with resume={mirror.uri}" if mirror.uri else ""
-            log.error("interrupted; continue with: python launch.py %s%s", argument("resume", folder), elsewhere)
+            log.error("%s; continue with: python launch.py %s%s", "stopped" if stopped else "interrupted",
+                      argument("resume", folder), elsewhere)
             raise
         finally:
             tracker.end(status)

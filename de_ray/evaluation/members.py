@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 DEATHS_ALLOWED = 3
 """Actors that may be lost over one task, or in one place before any of them answered."""
-RESUME = "the run continues from its last checkpoint with: python launch.py resume=RUN_FOLDER"
+RESUME = "a run that has a folder continues from its last checkpoint with: python launch.py resume=RUN_FOLDER"
 
 
 class EvaluationError(RuntimeError):

@@ -6,6 +6,7 @@ import pytest
 
 from de_ray.checkpoint import FOLDER
 from de_ray.config import Config, EvolutionConfig, PoolConfig, QuantizationConfig, RefitConfig
+from de_ray.evaluation.members import EvaluationError
 from de_ray.results import REPORT_FILE, STUDENT_FILE, require_own, save_config
 from de_ray.schema import CONFIG_FILE
 from de_ray.session import run_session
@@ -61,6 +62,16 @@ def test_files_of_somebody_else_are_not_replaced(name, text, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run_session(config, tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, text)]
+
+
+def test_a_run_that_no_replica_evaluates_any_more_says_where_it_continues(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise EvaluationError("no replica is left")
+
+    monkeypatch.setattr("de_ray.session.run", fail)
+    with pytest.raises(EvaluationError):
+        run_session(configured(), tmp_path / "run")
+    assert f"stopped; continue with: python launch.py resume={tmp_path / 'run'}" in caplog.text
 
 
 def test_a_damaged_report_is_one_error_that_names_the_file(tmp_path):
