@@ -31,7 +31,8 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
         model: any module with linear, convolutional, attention or recurrent layers (`problem.layers.find_layers` says
             which) that returns a tensor, or a tuple, list or dict of tensors; it is not modified.
         calibration: [N, ...] unlabelled inputs.
-        sparsity: share of the layers' weights that end as zeros, in [0, 1).
+        sparsity: share of the layers' weights that end as zeros, in [0, 1). Layers that no pass in eval mode reads,
+            such as heads for training, end as zeros beside that.
         bits: width of every layer, in 1..8; None sweeps a width for each layer, by as many `quantization.trials`.
         divergence: kl (class scores, of classes in dimension 1: [N, C] or [N, C, ...]), mse or cosine.
         held_out: [H, ...] inputs for the report alone. None: the last fifth of `calibration`, kept apart.
