@@ -572,6 +572,7 @@ def test_what_replicas_warn_of_is_told_by_the_driver_once(shared, caplog):
     before = fill(pool, 2)
     assert pool._warned == {"a plain replica"}
     pool._warned.clear()
+    caplog.clear()
     for pid in before:
         os.kill(pid, signal.SIGKILL)
     case.check(pool)
