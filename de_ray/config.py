@@ -83,7 +83,7 @@ class DataConfig:
         require(self.scenes >= 16, "problem.data.scenes", self.scenes, "at least 16")
         require_choice("problem.data.draw", self.draw, DRAWS)
         require(0 <= self.mosaic <= 1, "problem.data.mosaic", self.mosaic, "a number in [0, 1]")
-        require(0 <= self.emphasis < float("inf"), "problem.data.emphasis", self.emphasis, "a finite number, 0 or more")
+        require(self.emphasis >= 0, "problem.data.emphasis", self.emphasis, "0 or more")
 
 
 @dataclass

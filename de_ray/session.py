@@ -62,12 +62,10 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
             else:
                 result = _compress(problem, config, folder, tracker, mirror)
             status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit, EvaluationError) as error:
-            stopped = isinstance(error, EvaluationError)
-            status = "FAILED" if stopped else "KILLED"
+        except (KeyboardInterrupt, SystemExit, EvaluationError, ConnectionError) as error:
+            status, ended = ("FAILED", "stopped") if isinstance(error, Exception) else ("KILLED", "interrupted")
             elsewhere = f"; elsewhere with resume={mirror.uri}" if mirror.uri else ""
-            log.error("%s; continue with: python launch.py %s%s", "stopped" if stopped else "interrupted",
-                      argument("resume", folder), elsewhere)
+            log.error("%s; continue with: python launch.py %s%s", ended, argument("resume", folder), elsewhere)
             raise
         finally:
             tracker.end(status)

@@ -26,7 +26,7 @@ from de_ray.student import Student
 log = logging.getLogger(__name__)
 
 PACKAGE = __name__.partition(".")[0]
-
+"""Name of the logger of all of its modules."""
 KILOBYTES = 1 if sys.platform == "linux" else 1024
 """Unit of `ru_maxrss`: kilobytes, and bytes on macOS."""
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from de_ray.problem.base import Layer
 from de_ray.problem.outputs import flatten
+from de_ray.problem.probing import PART
 from de_ray.problem.reads import parameter_reads
 
 log = logging.getLogger(__name__)
 
-PART, INPUTS = 8, 128
-"""Inputs of a pass, and of all of them."""
+INPUTS = 128
+"""Inputs, at most, of all passes."""
 
 
 @torch.no_grad()
@@ -28,14 +29,13 @@ def empty_idle(teacher: nn.Module, layers: Sequence[Layer], inputs: Tensor) -> t
         layers: of the network.
         inputs: [M, ...], the first `INPUTS` of which are looked at: what only some of them reach is read.
     """
-    weights = {layer: teacher.get_parameter(layer.parameter) for layer in layers}
-    idle = dict(weights)
+    idle = {layer: teacher.get_parameter(layer.parameter) for layer in layers}
     for part in inputs[:INPUTS].split(PART):
-        if not idle:
-            return tuple(layers)
         reads = parameter_reads(teacher, part)
         idle = {layer: weight for layer, weight in idle.items() if reads.misses(weight)}
-    if not idle or len(idle) == len(layers):
+        if not idle:
+            break
+    if len(idle) in (0, len(layers)):
         return tuple(layers)
     before, kept = flatten(teacher(inputs[:PART])), [weight.clone() for weight in idle.values()]
     for weight in idle.values():

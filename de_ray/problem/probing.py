@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 
 PART = 8
 """Inputs of a pass."""
-LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)
+LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
+"""Modules whose outputs have features, or classes, along the last axis."""
 ROUNDING = 1e-3
 """Largest difference of outputs that ought to be equal, relative to the output's largest magnitude."""
 
@@ -36,9 +37,8 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> i
     try:
         with _LastAxes(teacher) as last:
             output = teacher(given)
-        if not torch.equal(given, sample):
-            teacher.register_forward_pre_hook(_spare)  # what it is given is stored, and will be given again
-            with _LastAxes(teacher) as last:
+            if not torch.equal(given, sample):
+                teacher.register_forward_pre_hook(_spare)  # what it is given is stored, and will be given again
                 output = teacher(sample)
     except Exception as error:  # the user's code on inputs that may not be meant for it
         raise ValueError(f"the model does not accept calibration {described}: "
@@ -50,7 +50,7 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> i
     for name, tensor in named.items():
         if tensor.ndim == 0 or len(tensor) != len(sample):
             raise ValueError(f"the model turns {described} into {_told(name, tensor)}: expected "
-                             f"{len(sample)} samples in front{ALONE if name != 'output' else ''}")
+                             f"{len(sample)} samples in front{_way_out(name)}")
         if not tensor.isfinite().all():
             raise ValueError(f"the model's {name} for calibration {described} holds NaN or infinite values")
     with torch.inference_mode():  # in which candidates are evaluated
@@ -74,7 +74,7 @@ class _LastAxes:
     """While it is entered, notes what modules return that number features, or classes, along the last axis."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [module for module in model.modules() if isinstance(module, (nn.Linear, *LAST_NORMS))]
+        self._modules = [module for module in model.modules() if isinstance(module, LAST)]
         self._returned: list[weakref.ref[Tensor]] = []
 
     def __enter__(self) -> "_LastAxes":
@@ -97,13 +97,18 @@ def _told(name: str, tensor: Tensor) -> str:
     return f"{'' if name == 'output' else f'{name} of '}{list(tensor.shape)}"
 
 
+def _way_out(name: str) -> str:
+    """What to do about one output of several."""
+    return "" if name == "output" else ALONE
+
+
 def _check_classes(sample: Tensor, named: Mapping[str, Tensor], last: _LastAxes, described: str) -> None:
     """Raise `ValueError`, or warn, where classes lie last or seem to, as language models have them: kl takes dimension
     1 for them."""
     for name, tensor in named.items():
         turned = "transpose(1, 2)" if tensor.ndim == 3 else "movedim(-1, 1)"
         told = (f"the model turns {described} into {_told(name, tensor)}, and kl takes dimension 1 for the classes: "
-                f"expected logits.{turned}, or divergence=mse{ALONE if name != 'output' else ''}")
+                f"expected logits.{turned}, or divergence=mse{_way_out(name)}")
         if tensor in last:
             raise ValueError(told)
         if tensor.ndim != 3 or tensor.shape[1] == tensor.shape[2]:  # others than [N, T, V]

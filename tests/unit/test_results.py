@@ -64,12 +64,13 @@ def test_files_of_somebody_else_are_not_replaced(name, text, message, tmp_path):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, text)]
 
 
-def test_a_run_that_no_replica_evaluates_any_more_says_where_it_continues(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [EvaluationError("no replica is left"), ConnectionError("a worker of refit failed")])
+def test_a_run_that_has_lost_its_replicas_or_workers_says_where_it_continues(error, tmp_path, monkeypatch, caplog):
     def fail(*_):
-        raise EvaluationError("no replica is left")
+        raise error
 
     monkeypatch.setattr("de_ray.session.run", fail)
-    with pytest.raises(EvaluationError):
+    with pytest.raises(type(error)):
         run_session(configured(), tmp_path / "run")
     assert f"stopped; continue with: python launch.py resume={tmp_path / 'run'}" in caplog.text
 
