@@ -56,11 +56,13 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
     """Run a block's convolutions and products in another precision, then restore the former one.
 
     Args:
-        name: float32, tf32 (float32 in and out with products of 10-bit mantissas; no effect on a CPU) or bfloat16.
+        name: float32, tf32 (float32 in and out with products of 10-bit mantissas; no effect on a CPU) or bfloat16 (no
+            effect on a CPU without instructions for it: PyTorch would take 16 times as long as in float32 for
+            convolutions, and has no LSTM).
         device: where the block computes.
     """
     with products(name, device):
-        if name == "bfloat16":
+        if name == "bfloat16" and computes_bfloat16(device):
             with torch.autocast(device.type, torch.bfloat16):
                 yield
         else:
@@ -83,15 +85,15 @@ def warn_of_precision(key: str, name: str, device: torch.device) -> None:
         if name == "bfloat16":
             log.warning("%s=bfloat16: this GPU, older than Ampere, has no units for it, and may be slower than in "
                         "float32; set it to float32", key)
-    if name == "bfloat16" and device.type == "cpu" and not _computes_bfloat16():
-        log.warning("%s=bfloat16: this processor has no instructions for it, and may take ten times as long as in "
-                    "float32; set it to float32", key)
+    if name == "bfloat16" and not computes_bfloat16(device):
+        log.warning("%s=bfloat16: this processor has no instructions for it, and computes in float32", key)
 
 
-def _computes_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; taken for granted where PyTorch cannot tell."""
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a processor multiplies bfloat16 itself; taken for granted of GPUs, and where PyTorch cannot tell."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
-    return capabilities is None or any(value for name, value in capabilities().items() if "bf16" in name)
+    return device.type != "cpu" or capabilities is None or any(
+        value for name, value in capabilities().items() if "bf16" in name)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from de_ray.config import TeacherConfig
-from de_ray.device import threads
+from de_ray.device import precision, threads
 from de_ray.problem.scenes import Scenes, single_items
 from de_ray.problem.teacher import THREADS, initialise
 from de_ray.problem.ultralytics import training_loss
@@ -110,7 +110,7 @@ def learn_items(network: nn.Module, items: Tensor, labels: Tensor, config: Teach
             right = 0
             for rows in torch.randperm(len(items), generator=generator).split(ITEM_BATCH):
                 images = single_items(items[rows], ITEM_SIZE, generator).contiguous(memory_format=torch.channels_last)
-                with torch.autocast("cpu", torch.bfloat16):
+                with precision("bfloat16", images.device):
                     features = _tapped(backbone, images)
                 logits = [readout(feature.float().mean((2, 3)))
                           for readout, feature in zip(readouts, features, strict=True)]

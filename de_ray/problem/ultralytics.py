@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from de_ray.checks import require
+from de_ray.device import precision
 from de_ray.problem.anchor_free import AnchorFree
 from de_ray.problem.cache import cache_folder
 
@@ -159,7 +160,7 @@ def training_loss(network: nn.Module, images: Tensor, labels: Mapping[str, Tenso
     from ultralytics.utils import DEFAULT_CFG, IterableSimpleNamespace
 
     network.args = IterableSimpleNamespace(**{**vars(DEFAULT_CFG), **gains})
-    with torch.autocast(images.device.type, torch.bfloat16):
+    with precision("bfloat16", images.device):
         outputs = network(images)
     outputs = {key: [v.float() for v in value] if isinstance(value, list | tuple) else value.float()
                for key, value in outputs.items()}

@@ -83,7 +83,7 @@ def test_the_teacher_runs_once_an_input_where_inputs_stay_and_not_before_a_step_
     assert sum(seen) - 3 * 16 - 3 == 1 + len(problem.inputs)
 
 
-def test_refit_in_bfloat16_lowers_the_divergence_and_keeps_float32_weights():
+def test_refit_in_bfloat16_lowers_the_divergence_and_keeps_float32_weights(bfloat16):
     problem = branchy_problem()
     student = halved(problem)
     before = mean_divergence(problem, student.module, problem.calibration)
