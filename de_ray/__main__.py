@@ -96,6 +96,7 @@ def export(path: str, onnx: str, int8: str | None, overrides: list[str]) -> None
     from de_ray.files import require_new, write_new
     from de_ray.problem.build import build_architecture, build_problem
     from de_ray.problem.measure import measure
+    from de_ray.problem.packing import packing_of
     from de_ray.schema import compose
 
     files = {"--onnx": onnx} | ({"--int8": int8} if int8 is not None else {})
@@ -117,7 +118,7 @@ def export(path: str, onnx: str, int8: str | None, overrides: list[str]) -> None
         student = codec.fill(build_architecture(architecture), state)
     made = {"--onnx": to_onnx(student, sample)}
     if int8 is not None:
-        made["--int8"] = to_int8(made["--onnx"], problem.calibration)
+        made["--int8"] = to_int8(made["--onnx"], problem.calibration, packing_of(student))
     told = {"architecture": architecture, "file_bytes": Path(path).stat().st_size}
     if problem is not None:
         told["student"] = measure(problem, student)
@@ -125,7 +126,7 @@ def export(path: str, onnx: str, int8: str | None, overrides: list[str]) -> None
         told[option[2:]] = {"file": files[option], "bytes": len(data)}
         if problem is not None:
             with torch.inference_mode():
-                network = OnnxNetwork(data, student(sample[:1]))
+                network = OnnxNetwork(data, student(sample[:1]), packing_of(student))
             told[option[2:]] |= measure(problem, network) | against(student, network, problem)
     for option, data in made.items():
         write_new(files[option], option, data)

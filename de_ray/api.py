@@ -4,22 +4,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from de_ray.checks import require
 from de_ray.config import Config, EvolutionConfig, PoolConfig, QuantizationConfig, RefitConfig
 from de_ray.pipeline import Result, run
+from de_ray.problem.arrays import Given
 from de_ray.problem.custom import problem_from_model
+from de_ray.problem.packing import take_arguments
 
 DEFAULT_SPARSITY, DEFAULT_BITS = 0.9, 4
 
 Group = TypeVar("Group", EvolutionConfig, QuantizationConfig)
 
 
-def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: float = DEFAULT_SPARSITY,
-             bits: int | None = DEFAULT_BITS, divergence: str = "kl", held_out: Tensor | np.ndarray | None = None,
+def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_SPARSITY,
+             bits: int | None = DEFAULT_BITS, divergence: str = "kl", held_out: Given | None = None,
              include: str | Sequence[str] = ("*",), exclude: str | Sequence[str] = (),
              evolution: EvolutionConfig | None = None, refit: RefitConfig | None = None,
              quantization: QuantizationConfig | None = None, pool: PoolConfig | None = None, augment: str = "auto",
@@ -30,7 +31,8 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
     Args:
         model: any module with linear, convolutional, attention or recurrent layers (`problem.layers.find_layers` says
             which) that returns a tensor, or a tuple, list or dict of tensors; it is not modified.
-        calibration: [N, ...] unlabelled inputs.
+        calibration: [N, ...] unlabelled inputs, an array or tensor. Those of a network of several arguments are a tuple
+            of arrays [N, ...], or a dict of them by name; boolean ones are masks and stay boolean there.
         sparsity: share of the layers' weights that end as zeros, in [0, 1). Layers that no pass in eval mode reads,
             such as heads for training, end as zeros beside that.
         bits: width of every layer, in 1..8; None sweeps a width for each layer, by as many `quantization.trials`.
@@ -69,7 +71,10 @@ def compress(model: nn.Module, calibration: Tensor | np.ndarray, *, sparsity: fl
                     seed=seed, threads=threads, device=device)
     problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=include,
                                  exclude=exclude, seed=int(seed), augment=augment)  # PyTorch takes no NumPy integers
-    return run(problem, config)
+    result = run(problem, config)
+    for module in (result.student, result.model):
+        take_arguments(module)
+    return result
 
 
 def _require_usual_modes() -> None:

@@ -96,9 +96,10 @@ class ProblemConfig:
     model: str | None = None
     """`package.module:build`, a callable that returns the trained `nn.Module`; custom problems only."""
     calibration: str | None = None
-    """An `.npy` file of inputs [N, ...], unlabelled; custom problems only."""
+    """An `.npy` file of inputs [N, ...], unlabelled, or an `.npz` file with those of several arguments by their names;
+    custom problems only."""
     held_out: str | None = None
-    """An `.npy` file of inputs that only the report sees. None: the last fifth of `calibration`, kept apart."""
+    """Such a file of inputs that only the report sees. None: the last fifth of `calibration`, kept apart."""
     calibration_size: int = 1024
     """Inputs on which candidates are evaluated, >= 1; taken from the training inputs with the run's seed."""
     inputs_size: int = 0
@@ -168,7 +169,7 @@ class ProblemConfig:
                     "checkpoint for problem=ultralytics alone")
         if self.name == "custom":
             require(bool(self.model), "problem.model", self.model, "package.module:build, for problem=custom")
-            require(bool(self.calibration), "problem.calibration", self.calibration, "an .npy file, for problem=custom")
+            require(bool(self.calibration), "problem.calibration", self.calibration, "an .npy or .npz file, for problem=custom")
             require(self.teacher == TeacherConfig(checkpoint=self.teacher.checkpoint), "problem.teacher", self.teacher,
                     "a checkpoint alone, for problem=custom: its network is trained already")
         else:

@@ -6,6 +6,7 @@ survivors are, not on a uniform grid, and integer kernels know no other.
 """
 
 import contextlib
+import copy
 import logging
 import re
 import tempfile
@@ -23,6 +24,7 @@ from de_ray.files import write_atomically
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
 from de_ray.problem.outputs import leaves
+from de_ray.problem.packing import Packing, packing_of, take_arguments
 
 TOLERANCE = 1e-3
 """Largest difference of a float output, relative to the largest magnitude of the student's."""
@@ -45,9 +47,10 @@ class OnnxNetwork(nn.Module):
     Args:
         data: the file's bytes.
         like: what the module returned for some inputs: the structure of the outputs.
+        packing: of its arguments, where it takes several.
     """
 
-    def __init__(self, data: bytes, like: Any) -> None:
+    def __init__(self, data: bytes, like: Any, packing: Packing | None = None) -> None:
         super().__init__()
         import onnxruntime
 
@@ -55,25 +58,45 @@ class OnnxNetwork(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors
         self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        self._name = self._session.get_inputs()[0].name
-        self._like = like
+        self._names = [given.name for given in self._session.get_inputs()]
+        self._like, self._packing = like, packing
         self.device = nn.Parameter(torch.empty(0), requires_grad=False)  # which callers ask a module's parameters for
 
     def forward(self, inputs: Tensor) -> Any:
         """As the module: [N, ...] to its outputs."""
-        found = iter(self._session.run(None, {self._name: inputs.numpy()}))
+        found = iter(self._session.run(None, _feed(self._names, inputs, self._packing)))
         return _filled(self._like, found)
 
 
 class _Tensors(nn.Module):
-    """A network's tensors alone: outputs of ONNX are nothing else. `OnnxNetwork` puts them back between the others."""
+    """A network's tensors alone: outputs of ONNX are nothing else. `OnnxNetwork` puts them back between the others.
+
+    It takes several arguments one after the other.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self._packing = packing_of(module)
+        self.module = module if self._packing is None else take_arguments(copy.deepcopy(module))
 
-    def forward(self, inputs: Tensor) -> list[Tensor]:
-        return list(_tensors(self.module(inputs)))
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        given, named = (inputs, {}) if self._packing is None else self._packing.arguments(list(inputs))
+        return list(_tensors(self.module(*given, **named)))
+
+
+def _given(inputs: Tensor, packing: Packing | None) -> list[Tensor]:
+    """What an ONNX network is given for inputs."""
+    return [inputs] if packing is None else packing.values(inputs)
+
+
+def _feed(names: list[str], inputs: Tensor, packing: Packing | None) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in zip(names, _given(inputs, packing), strict=True)}
+
+
+def _names(packing: Packing | None) -> list[str]:
+    """Of an ONNX network's inputs."""
+    return ["input"] if packing is None else [
+        field.place if isinstance(field.place, str) else f"input{field.place}" for field in packing.fields]
 
 
 def to_onnx(module: nn.Module, sample: Tensor) -> bytes:
@@ -87,10 +110,13 @@ def to_onnx(module: nn.Module, sample: Tensor) -> bytes:
         ValueError: it cannot be exported, packages are missing, or the ONNX network's outputs differ.
     """
     _require_packages()
+    packing = packing_of(module)
+    given = tuple(_given(sample, packing))
     with _quietly(), tempfile.TemporaryDirectory() as folder:
         try:
-            program = torch.onnx.export(_Tensors(module), (sample,), dynamo=True, verbose=False, input_names=["input"],
-                                        dynamic_shapes=({0: torch.export.Dim("N", min=1)},))
+            batch = {0: torch.export.Dim("N", min=1)}
+            program = torch.onnx.export(_Tensors(module), given, dynamo=True, verbose=False,
+                                        input_names=_names(packing), dynamic_shapes=((batch,) * len(given),))
         # The user's network on PyTorch's compiler: anything may come out of it.
         except Exception as error:  # noqa: BLE001
             cause: BaseException = error
@@ -105,12 +131,13 @@ def to_onnx(module: nn.Module, sample: Tensor) -> bytes:
     return data
 
 
-def to_int8(data: bytes, calibration: Tensor) -> bytes:
+def to_int8(data: bytes, calibration: Tensor, packing: Packing | None = None) -> bytes:
     """A float ONNX network with quantize-dequantize nodes.
 
     Args:
         data: as `to_onnx` gives it.
         calibration: [N, ...] inputs that say which range activations have.
+        packing: of the network's arguments, where it takes several.
     """
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -126,7 +153,7 @@ def to_int8(data: bytes, calibration: Tensor) -> bytes:
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self._batches, None)
-            return None if batch is None else {"input": batch.numpy()}
+            return None if batch is None else _feed(_names(packing), batch, packing)
 
     with _quietly(), tempfile.TemporaryDirectory() as folder:
         given, prepared, made = (str(Path(folder) / f"{name}.onnx") for name in ("float", "prepared", "int8"))
@@ -182,7 +209,7 @@ def _require_packages() -> None:
 def _require_equal(module: nn.Module, data: bytes, sample: Tensor) -> None:
     expected = module(sample)
     try:
-        got = OnnxNetwork(data, expected)(sample)
+        got = OnnxNetwork(data, expected, packing_of(module))(sample)
     except RuntimeError as error:  # onnxruntime's own are of that kind
         raise ValueError(f"the ONNX network does not run: {str(error).strip().splitlines()[0]}") from error
     for (place, ours), (_, theirs) in zip(leaves(expected), leaves(got), strict=True):

@@ -4,6 +4,7 @@ The model is the file itself: this module is its loader, and nothing is pickled.
 """
 
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from de_ray import codec
 from de_ray.checks import require
 from de_ray.config import ProblemConfig
 from de_ray.problem.base import Output, Problem
+from de_ray.problem.packing import Field, Packing, packing_of, take_packed
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -33,30 +35,57 @@ class Predictor:
     Args:
         module: the network.
         dtype: of the inputs that it was compressed with: networks may take bytes otherwise than numbers.
+        packing: of its arguments, where it takes several.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-        self.module, self._dtype = module, dtype
+    def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float32, packing: Packing | None = None) -> None:
+        self.module, self._dtype, self._packing = module, dtype, packing
+        if packing is not None:
+            take_packed(module, packing)
 
     def predict(self, inputs: Any, params: dict | None = None) -> Any:
         """The network's outputs.
 
         Args:
-            inputs: [N, ...], an array, a tensor, lists, or a table with a row a sample.
+            inputs: [N, ...], an array, a tensor, lists, or a table with a row a sample; of several arguments a dict of
+                arrays by name.
             params: none are known.
 
         Returns:
             Arrays [N, ...], in tuples, lists and dicts as the network has them.
 
         Raises:
-            ValueError: the network takes whole numbers, and inputs are none, or out of their range.
+            ValueError: the network takes whole numbers, and inputs are none, or out of their range; or it takes
+                several arguments, and others are given.
         """
-        given = torch.as_tensor(np.asarray(inputs))
-        array = given.to(self._dtype)
-        if not self._dtype.is_floating_point:  # pixels in [0, 1], say, would all become black
-            require(bool((array == given).all()), "inputs", str(given.dtype), f"whole numbers in {self._dtype}'s range")
+        if self._packing is None:
+            array = _as_type(inputs, self._dtype, "inputs")
+        else:
+            wanted = {_name(field): field for field in self._packing.fields}
+            given = set(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+            require(given == set(wanted), "inputs", given, f"a dict of {', '.join(wanted)}")
+            array = self._packing.pack({field.place: _as_type(inputs[name], field.dtype, name)
+                                        for name, field in wanted.items()}, "inputs")
         with torch.inference_mode():
             return _joined([self.module(part) for part in array.split(BATCH)])
+
+
+def _name(field: Field) -> str:
+    """Of an argument, in MLflow."""
+    return str(field.place)
+
+
+def _as_type(values: Any, dtype: torch.dtype, key: str) -> Tensor:
+    """Values of a type.
+
+    Raises:
+        ValueError: they are no whole numbers of its range, where it is one of those.
+    """
+    given = torch.as_tensor(np.asarray(values))
+    array = given.to(dtype)
+    if not dtype.is_floating_point:  # pixels in [0, 1], say, would all become black
+        require(bool((array == given).all()), key, str(given.dtype), f"whole numbers in {dtype}'s range")
+    return array
 
 
 def _joined(outputs: list[Output]) -> Any:
@@ -95,7 +124,18 @@ def _save(problem: Problem, file: Path, module: nn.Module, config: ProblemConfig
         pyfunc.save_model(path, loader_module=__name__, data_path=str(file), mlflow_model=metadata,
                           pip_requirements=here, signature=_signature(problem, module),
                           model_config={"architecture": problem.architecture, "model": config.model, "cfg": cfg,
-                                        "dtype": str(problem.held_out.dtype).removeprefix("torch.")})
+                                        "dtype": _told(problem.held_out.dtype), "arguments": _arguments(module)})
+
+
+def _arguments(module: nn.Module) -> list[dict] | None:
+    """Several arguments of a network as JSON can hold them; None: it takes one."""
+    packing = packing_of(module)
+    return None if packing is None else [{"place": field.place, "dtype": _told(field.dtype), "shape": list(field.shape)}
+                                         for field in packing.fields]
+
+
+def _told(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _signature(problem: Problem, module: nn.Module) -> Any:
@@ -107,11 +147,14 @@ def _signature(problem: Problem, module: nn.Module) -> Any:
     with torch.inference_mode():
         output = module(sample)
 
-    def described(tensor: Tensor) -> Schema:
+    def described(tensor: Tensor, name: str | None = None) -> TensorSpec:
         array = tensor.numpy()
-        return Schema([TensorSpec(array.dtype, (-1, *array.shape[1:]))])
+        return TensorSpec(array.dtype, (-1, *array.shape[1:]), name)
 
-    return ModelSignature(described(sample), described(output) if isinstance(output, Tensor) else None)
+    packing = packing_of(module)
+    given = [described(sample)] if packing is None else [
+        described(value, _name(field)) for field, value in zip(packing.fields, packing.values(sample), strict=True)]
+    return ModelSignature(Schema(given), Schema([described(output)]) if isinstance(output, Tensor) else None)
 
 
 def _build(config: dict) -> nn.Module:
@@ -136,11 +179,14 @@ def _load_pyfunc(path: str, model_config: dict | None = None) -> Predictor:
     Args:
         path: of the compressed file.
         model_config: the architecture, what builds it where it is the user's own (`model`, or a Darknet `cfg` as
-            text), and the type of inputs.
+            text), and the type of inputs, or those of several arguments.
 
     Raises:
         ValueError: the architecture is not built in and no `model` is given.
     """
     config = model_config or {}
     module = _build(config)
-    return Predictor(codec.fill(module.float(), codec.decode(path)), getattr(torch, config["dtype"]))
+    arguments = config.get("arguments")
+    packing = None if arguments is None else Packing(tuple(
+        Field(one["place"], getattr(torch, one["dtype"]), tuple(one["shape"])) for one in arguments))
+    return Predictor(codec.fill(module.float(), codec.decode(path)), getattr(torch, config["dtype"]), packing)

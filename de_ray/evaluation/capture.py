@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from de_ray.evaluation.program import Program, Values
 from de_ray.problem.base import Output
 from de_ray.problem.outputs import flatten
+from de_ray.problem.packing import packing_of
 
 PROBE = 4
 """Inputs of a probe, of which halves are run as well: `torch.export` takes a batch of one for a constant."""
@@ -63,12 +64,13 @@ def _probe(module: nn.Module, inputs: Tensor) -> Tensor:
     if len(some) == PROBE:
         return some
     # Where there are few, shifted ones make up the number, or, where the module does not take those, the last one.
-    probe = torch.cat([some, *(some.roll(shift, -1) for shift in range(1, PROBE))])[:PROBE]
-    try:
-        module(probe)
-    except Exception:  # noqa: BLE001 - the user's code on values that may be out of its range
-        return some[torch.arange(PROBE).clamp(max=len(some) - 1)]
-    return probe
+    # Arguments that are packed cannot be shifted: words of one would be read as another.
+    if packing_of(module) is None:
+        probe = torch.cat([some, *(some.roll(shift, -1) for shift in range(1, PROBE))])[:PROBE]
+        with contextlib.suppress(Exception):  # the user's code on values that may be out of its range
+            module(probe)
+            return probe
+    return some[torch.arange(PROBE).clamp(max=len(some) - 1)]
 
 
 def _numbered(program: Program, probe: Tensor) -> frozenset[fx.Node]:

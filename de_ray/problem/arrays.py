@@ -1,6 +1,8 @@
 """Inputs of custom problems: arrays as tensors, checked."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -8,9 +10,13 @@ from torch import Tensor
 
 from de_ray.checks import require
 
+Array = np.ndarray | Tensor
+Given = Array | tuple[Array, ...] | Mapping[str, Array]
+"""Inputs [N, ...] of a network as users have them: of one argument, or of several by position or by name."""
 
-def load_inputs(path: str, key: str) -> Tensor:
-    """Read an `.npy` file of inputs [N, ...]; see `as_inputs`.
+
+def load_inputs(path: str, key: str) -> Tensor | tuple[Tensor, ...] | dict[str, Tensor]:
+    """Read an `.npy` file of inputs [N, ...], or an `.npz` file of several arguments; see `checked`.
 
     Args:
         path: of the file. Pickled objects inside it are refused.
@@ -18,20 +24,55 @@ def load_inputs(path: str, key: str) -> Tensor:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is not an `.npy` file of numbers.
+        ValueError: when it is not a file of numbers.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"{key}={path!r}: no such file")
     try:
-        array = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{key}={path!r}: not an .npy file of numbers, as numpy.save writes it: {error}") from error
-    require(isinstance(array, np.ndarray), key, path, "one array in an .npy file, not an archive")
-    return as_inputs(array, f"{key}={path!r}")
+        found = np.load(file, allow_pickle=False)
+        if isinstance(found, np.lib.npyio.NpzFile):
+            with found:
+                found = _called(dict(found.items()))
+    except (ValueError, EOFError, OSError, BadZipFile) as error:
+        raise ValueError(f"{key}={path!r}: neither an .npy nor an .npz file of numbers, as numpy.save and numpy.savez "
+                         f"write them: {error}") from error
+    return checked(found, f"{key}={path!r}")
 
 
-def as_inputs(array: np.ndarray | Tensor, key: str) -> Tensor:
+def _called(arrays: dict[str, np.ndarray]) -> Given:
+    """Arrays of an archive, by position where `numpy.savez` was given no names for them."""
+    unnamed = [f"arr_{place}" for place in range(len(arrays))]
+    if sorted(arrays) != sorted(unnamed):
+        return arrays
+    return arrays["arr_0"] if len(arrays) == 1 else tuple(arrays[name] for name in unnamed)
+
+
+def checked(given: Given, key: str) -> Tensor | tuple[Tensor, ...] | dict[str, Tensor]:
+    """Copies of inputs on the CPU, as `as_inputs` has them, or those of several arguments.
+
+    Of several arguments, boolean ones stay what they are: they are masks.
+
+    Args:
+        given: the inputs.
+        key: what they are called in messages.
+
+    Raises:
+        ValueError: as `as_inputs`; for no arguments, names that are none, or different numbers of samples.
+    """
+    if not isinstance(given, tuple | Mapping):
+        return as_inputs(given, key)
+    places = dict(enumerate(given)) if isinstance(given, tuple) else dict(given)
+    require(len(places) > 0, key, given, "at least one argument")
+    named = isinstance(given, tuple) or all(isinstance(place, str) for place in places)
+    require(named, key, list(places), "names of arguments")
+    found = {place: as_inputs(value, f"{key}[{place!r}]", masks=True) for place, value in places.items()}
+    counts = {place: len(value) for place, value in found.items()}
+    require(len(set(counts.values())) == 1, key, counts, "as many samples in each argument")
+    return tuple(found.values()) if isinstance(given, tuple) else found
+
+
+def as_inputs(array: Array, key: str, masks: bool = False) -> Tensor:
     """A copy of inputs [N, ...] as a tensor on the CPU.
 
     Floating-point, boolean and uint8 values (pixels, not rescaled) become float32; other whole numbers, such as token
@@ -40,6 +81,7 @@ def as_inputs(array: np.ndarray | Tensor, key: str) -> Tensor:
     Args:
         array: the inputs.
         key: what they are called in messages.
+        masks: leave boolean values what they are.
 
     Raises:
         ValueError: for other types, no samples, or values that are not finite.
@@ -48,8 +90,10 @@ def as_inputs(array: np.ndarray | Tensor, key: str) -> Tensor:
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()  # numpy knows no bfloat16
     require(isinstance(array, np.ndarray), key, type(array).__name__,
-            "one array or tensor of inputs [N, ...]; a module around the network may divide it into several")
-    if array.dtype.kind == "f" or array.dtype in (np.bool_, np.uint8):
+            "one array or tensor of inputs [N, ...]; those of several arguments in a tuple, or in a dict by name")
+    if masks and array.dtype == np.bool_:
+        inputs = torch.from_numpy(array.copy())
+    elif array.dtype.kind == "f" or array.dtype in (np.bool_, np.uint8):
         with np.errstate(over="ignore"):  # reported below, with the sample
             inputs = torch.from_numpy(array.astype(np.float32))
     elif array.dtype.kind in "iu":

@@ -1,5 +1,6 @@
 """Label-free augmentation of inputs: images, and arrays of any other kind."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,7 +10,10 @@ from de_ray.checks import require_choice
 from de_ray.config import AUGMENTATIONS
 from de_ray.device import moved
 from de_ray.problem.base import Augment
+from de_ray.problem.packing import Packing
 
+Way = Callable[[Tensor, torch.Generator, float], Tensor]
+"""(inputs [N, ...], generator, share of them) -> inputs of the same shape."""
 REACH = 1
 """Pixels, at most, that `shift` moves an image along each axis."""
 DISPLACED = 0.25
@@ -123,7 +127,36 @@ def _span(along: Tensor, centre: Tensor, extent: Tensor) -> Tensor:
     return (along - len(along) * centre).abs() < len(along) / 2 * extent
 
 
-def augmentation(name: str, inputs: Tensor, share: float = 0.5) -> Augment | None:
+def together(inputs: Tensor, generator: torch.Generator, share: float = 1.0, *, packing: Packing,
+             ways: tuple[Way | None, ...]) -> Tensor:
+    """Change several arguments, each in its way.
+
+    Arguments whose longest axes are equally long, such as tokens and their masks, get the same spans of the same
+    others.
+
+    Args:
+        inputs: [N, words], packed.
+        generator: of the draws; on any device.
+        share: of the samples, in (0, 1].
+        packing: of the inputs.
+        ways: of each argument; None: it stays what it is.
+
+    Returns:
+        [N, words], a new tensor.
+    """
+    seeds: dict[tuple[Way, int], int] = {}
+    values = packing.values(inputs)
+    for place, way in enumerate(ways):
+        if way is None:
+            continue
+        alike = way, max(values[place].shape[1:])
+        if alike not in seeds:
+            seeds[alike] = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        values[place] = way(values[place], torch.Generator(generator.device).manual_seed(seeds[alike]), share)
+    return packing.joined(values)
+
+
+def augmentation(name: str, inputs: Tensor, share: float = 0.5, packing: Packing | None = None) -> Augment | None:
     """The augmentation of a name, of a share of inputs, checked against the inputs [M, ...] to come.
 
     Args:
@@ -131,16 +164,36 @@ def augmentation(name: str, inputs: Tensor, share: float = 0.5) -> Augment | Non
             inputs have more axes than one.
         inputs: [M, ...].
         share: in (0, 1].
+        packing: of inputs of several arguments, of which those are changed that can be; see `together`.
 
     Raises:
         ValueError: for another name, for a shift of inputs that are not images, or for inputs that are single numbers.
     """
     require_choice("problem.augment", name, AUGMENTATIONS)
-    images = inputs.ndim == 4 and inputs.is_floating_point()
-    if name == "none" or name == "auto" and inputs.ndim < 2:
-        return None
-    if not images and (name == "shift" or inputs.ndim < 2):
+    ways = tuple(_way(name, value) for value in ([inputs] if packing is None else packing.values(inputs[:1])))
+    if not any(ways):
+        if name in ("none", "auto"):
+            return None
         wanted = "images [N, C, H, W]" if name == "shift" else "inputs [N, ...]"
-        raise ValueError(f"problem.augment={name!r}: expected {wanted}, got {list(inputs.shape)} of {inputs.dtype}")
-    chosen = shift if name == "shift" else cutmix if images else splice
-    return partial(chosen, share=share)
+        got = f"{list(inputs.shape)} of {inputs.dtype}" if packing is None else packing
+        raise ValueError(f"problem.augment={name!r}: expected {wanted}, got {got}")
+    return _of_ways(ways, share, packing)
+
+
+def spliced(inputs: Tensor, share: float = 0.5, packing: Packing | None = None) -> Augment:
+    """`augmentation` by `splice` alone, of whatever inputs: not all that has four axes are images."""
+    values = [inputs] if packing is None else packing.values(inputs[:1])
+    return _of_ways(tuple(splice if value.ndim > 1 else None for value in values), share, packing)
+
+
+def _way(name: str, inputs: Tensor) -> Way | None:
+    """How the augmentation of a name changes such inputs; None: not at all."""
+    images = inputs.ndim == 4 and inputs.is_floating_point()
+    if name == "none" or inputs.ndim < 2 or name == "shift" and not images:
+        return None
+    return shift if name == "shift" else cutmix if images else splice
+
+
+def _of_ways(ways: tuple[Way | None, ...], share: float, packing: Packing | None) -> Augment:
+    return partial(ways[0], share=share) if packing is None else partial(together, share=share, packing=packing,
+                                                                         ways=ways)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from de_ray.checks import require, require_choice
 from de_ray.config import DIVERGENCES, ProblemConfig
-from de_ray.problem.arrays import as_inputs, load_inputs
-from de_ray.problem.augment import augmentation, splice
+from de_ray.problem.arrays import Given, checked, load_inputs
+from de_ray.problem.augment import augmentation, spliced
 from de_ray.problem.base import Augment, Layer, Problem
 from de_ray.problem.divergence import make_divergence
 from de_ray.problem.fold import fold_batch_norm
@@ -25,6 +25,7 @@ from de_ray.problem.idle import empty_idle
 from de_ray.problem.layers import check_finite, find_layers, told_of_recomputed
 from de_ray.problem.measure import pass_size
 from de_ray.problem.outputs import flatten
+from de_ray.problem.packing import Arguments, Packing, packing_of, take_packed
 from de_ray.problem.probing import ROUNDING, probe, refuses
 from de_ray.problem.sampling import draw_inputs
 from de_ray.problem.teacher import load_checkpoint
@@ -42,7 +43,7 @@ DENSE_SHARE = 0.1
 
 
 def build_custom(config: ProblemConfig, seed: int) -> Problem:
-    """The problem of `problem=custom`: a model by import path, its inputs from `.npy` files.
+    """The problem of `problem=custom`: a model by import path, its inputs from `.npy` or `.npz` files.
 
     Raises:
         FileNotFoundError, ValueError: naming the key at fault.
@@ -61,10 +62,10 @@ def build_custom(config: ProblemConfig, seed: int) -> Problem:
 
 def problem_from_model(
     model: nn.Module,
-    calibration: np.ndarray | Tensor,
+    calibration: Given,
     *,
     divergence: str = "kl",
-    held_out: np.ndarray | Tensor | None = None,
+    held_out: Given | None = None,
     include: str | Sequence[str] = ("*",),
     exclude: str | Sequence[str] = (),
     name: str = "custom",
@@ -79,7 +80,8 @@ def problem_from_model(
 
     Args:
         model: any module from a batch [N, ...] to tensors [N, ...]; copied in float32 on the CPU, never changed.
-        calibration: [M, ...] inputs, see `as_inputs` for their types.
+        calibration: [M, ...] inputs, see `checked` for their types; those of several arguments in a tuple, or in a dict
+            by name.
         divergence: kl, mse or cosine.
         held_out: [H, ...] inputs for the report alone. None: the last fifth of `calibration`, kept apart.
         include, exclude: a glob of layer names, or several; each must match a layer.
@@ -104,21 +106,22 @@ def problem_from_model(
         place = f"model.{path}" if path else "model"
         require(not hasattr(module, "_orig_mod"), place, type(module).__name__,  # torch.compile's
                 f"the module within, `{place}._orig_mod`")
-    inputs = as_inputs(calibration, "calibration")
+    calibration = checked(calibration, "calibration")
+    packing = None if isinstance(calibration, Tensor) else Packing.of(calibration)
+    inputs = calibration if packing is None else packing.pack(calibration, "calibration")
     if held_out is None:
         require(len(inputs) >= 2, "calibration", list(inputs.shape), "two or more samples, one of them to hold out")
         kept = len(inputs) - max(1, len(inputs) // 5)
         inputs, held_out = inputs[:kept], inputs[kept:]
     else:
-        held_out = as_inputs(held_out, "held_out")
-        if held_out.shape[1:] != inputs.shape[1:] or held_out.dtype != inputs.dtype:
-            raise ValueError(f"held_out has samples {held_out.dtype} {list(held_out.shape[1:])}, calibration "
-                             f"{inputs.dtype} {list(inputs.shape[1:])}: expected the same")
+        held_out = _like(checked(held_out, "held_out"), calibration, packing)
     if calibration_size > len(inputs):
         log.info("calibration on all %d inputs, fewer than the %d asked for", len(inputs), calibration_size)
     _require_values(model)
     _tell_of_size(model)
     teacher = _copied(model).cpu().float().eval().requires_grad_(False)
+    if packing is not None:
+        take_packed(teacher, packing)
     check_finite(teacher)
     distance = make_divergence(divergence)
     numbers = probe(teacher, inputs[:PROBE], distance)
@@ -147,14 +150,32 @@ def problem_from_model(
     )
 
 
+def _like(held_out: Tensor | Arguments, calibration: Tensor | Arguments, packing: Packing | None) -> Tensor:
+    """Held-out inputs, as calibration inputs are.
+
+    Raises:
+        ValueError: they are of other arguments, types or shapes.
+    """
+    if isinstance(held_out, Tensor) != isinstance(calibration, Tensor):
+        raise ValueError(f"held_out is a {type(held_out).__name__}: expected a {type(calibration).__name__}, as "
+                         "calibration is")
+    if packing is not None:
+        return packing.pack(held_out, "held_out")
+    if held_out.shape[1:] != calibration.shape[1:] or held_out.dtype != calibration.dtype:
+        raise ValueError(f"held_out has samples {held_out.dtype} {list(held_out.shape[1:])}, calibration "
+                         f"{calibration.dtype} {list(calibration.shape[1:])}: expected the same")
+    return held_out
+
+
 def _augmentation(teacher: nn.Module, name: str, inputs: Tensor, share: float) -> Augment | None:
     """The augmentation of a name; of auto the first one that the teacher takes, or none, with a warning."""
-    chosen = augmentation(name, inputs, share)
+    packing = packing_of(teacher)
+    chosen = augmentation(name, inputs, share, packing)
     if name != "auto" or chosen is None:
         return chosen
-    for distort in dict.fromkeys((chosen.func, splice)):  # not all that has four axes are images
-        if not refuses(teacher, distort(inputs[:COMPOSED], torch.Generator().manual_seed(0))):
-            return partial(distort, share=share)
+    for distort in (chosen, spliced(inputs, share, packing)):
+        if not refuses(teacher, distort(inputs[:COMPOSED], torch.Generator().manual_seed(0), share=1.0)):
+            return distort
     log.warning("the model does not take inputs that are composed of each other: refit has them as they are, and may "
                 "learn few of them by heart")
     return None

@@ -2,13 +2,14 @@
 
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from de_ray.problem.divergence import TensorDivergence, kl
 from de_ray.problem.outputs import ALONE, flatten, leaves
+from de_ray.problem.packing import packing_of
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,14 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> i
     Raises:
         ValueError: the two do not fit each other, or the divergence is not defined on such outputs.
     """
-    described = f"inputs {list(sample.shape)} of {sample.dtype}"
+    packing = packing_of(teacher)
+    described = f"inputs {packing or f'{list(sample.shape)} of {sample.dtype}'}"
     given = sample.clone()
     try:
         with _LastAxes(teacher) as last:
             output = teacher(given)
             if not torch.equal(given, sample):
-                teacher.register_forward_pre_hook(_spare)  # what it is given is stored, and will be given again
+                teacher.register_forward_pre_hook(_spare, prepend=True)  # what it is given is stored, and will be given again
                 output = teacher(sample)
     except Exception as error:  # the user's code on inputs that may not be meant for it
         raise ValueError(f"the model does not accept calibration {described}: "
@@ -65,7 +67,7 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> i
                              "what draws numbers must not do so in eval mode, F.dropout(x, training=self.training) "
                              "say, and no state may be carried from one pass to the next")
     if divergence.of_tensors is kl:
-        _check_classes(sample, named, last, described)
+        _check_classes([sample] if packing is None else packing.values(sample), named, last, described)
     divergence(output, output)  # raises where this divergence is not defined on such outputs
     return sum(tensor.numel() for tensor in tensors) // len(sample)
 
@@ -102,7 +104,7 @@ def _way_out(name: str) -> str:
     return "" if name == "output" else ALONE
 
 
-def _check_classes(sample: Tensor, named: Mapping[str, Tensor], last: _LastAxes, described: str) -> None:
+def _check_classes(given: Sequence[Tensor], named: Mapping[str, Tensor], last: _LastAxes, described: str) -> None:
     """Raise `ValueError`, or warn, where classes lie last or seem to, as language models have them: kl takes dimension
     1 for them."""
     for name, tensor in named.items():
@@ -113,10 +115,11 @@ def _check_classes(sample: Tensor, named: Mapping[str, Tensor], last: _LastAxes,
             raise ValueError(told)
         if tensor.ndim != 3 or tensor.shape[1] == tensor.shape[2]:  # others than [N, T, V]
             continue
-        if not sample.is_floating_point() and sample.ndim == 2 and tensor.shape[1] == sample.shape[1]:
+        tokens = [one for one in given if not one.is_floating_point()]
+        if any(one.ndim == 2 and tensor.shape[1] == one.shape[1] for one in tokens):
             raise ValueError(told)
         # Of floats [N, T, F], or tokens and their masks [N, 2, T]; channels that are as many as classes look so too.
-        if sample.ndim == 3 and tensor.shape[1] == sample.shape[1 if sample.is_floating_point() else 2]:
+        if any(one.ndim == 3 and tensor.shape[1] == one.shape[1 if one.is_floating_point() else 2] for one in given):
             log.warning("%s", told)
 
 
@@ -133,7 +136,7 @@ def refuses(teacher: nn.Module, sample: Tensor) -> bool:
 def _hint(error: Exception) -> str:
     """What to do about errors of the model's that are of common origin."""
     if isinstance(error, TypeError) and "argument" in str(error):
-        return "; wrap a network of several inputs in a module that takes them as one tensor and divides it"
+        return "; the inputs of a network of several arguments go into a tuple, or into a dict by name"
     if "Long" in str(error):
         return "; token indices are whole numbers of more than 8 bits, as uint8 is taken for pixels"
     return ""

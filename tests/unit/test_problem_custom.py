@@ -128,9 +128,12 @@ def test_missing_and_foreign_input_files_are_named(folder, key):
     with pytest.raises(FileNotFoundError, match=f"problem.{key}='absent.npy'"):
         build_problem(config(**{key: "absent.npy"}), seed=0)
     np.save("objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    np.savez("archive.npz", INPUTS)
+    np.savez("objects.npz", x=INPUTS, y=np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.savez("whole.npz", INPUTS)
+    (folder / "cut.npz").write_bytes((folder / "whole.npz").read_bytes()[:-100])
+    np.savez("empty.npz")
     (folder / "text.npy").write_text("1 2 3")
-    for name in ("objects.npy", "archive.npz", "text.npy"):
+    for name in ("objects.npy", "objects.npz", "cut.npz", "empty.npz", "text.npy"):
         with pytest.raises(ValueError, match=f"problem.{key}='{name}'"):
             build_problem(config(**{key: name}), seed=0)
 
