@@ -169,7 +169,8 @@ class ProblemConfig:
                     "checkpoint for problem=ultralytics alone")
         if self.name == "custom":
             require(bool(self.model), "problem.model", self.model, "package.module:build, for problem=custom")
-            require(bool(self.calibration), "problem.calibration", self.calibration, "an .npy or .npz file, for problem=custom")
+            require(bool(self.calibration), "problem.calibration", self.calibration,
+                    "an .npy or .npz file, for problem=custom")
             require(self.teacher == TeacherConfig(checkpoint=self.teacher.checkpoint), "problem.teacher", self.teacher,
                     "a checkpoint alone, for problem=custom: its network is trained already")
         else:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from de_ray.files import write_atomically
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
 from de_ray.problem.outputs import leaves

@@ -29,7 +29,7 @@ from de_ray.quantize import Quantized, quantize
 from de_ray.rate import size_limit
 from de_ray.report import BYTES_A_PARAMETER, versions
 from de_ray.student import Student
-from de_ray.units import Units, find_units, tidy
+from de_ray.units import find_units, tidy
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Program:
         return frozenset(node for node, value in self.state.items() if value is tensor)
 
     def dependents(self, sources: Collection[fx.Node]) -> list[fx.Node]:
-        """Operations that depend on `sources`, which are left out, and the numbered values that those read; in order."""
+        """Operations that depend on `sources`, which are left out, and numbered values that those read; in order."""
         reached = set(sources)
         for node in self.operations:
             if any(one in reached for one in node.all_input_nodes):

@@ -124,8 +124,8 @@ class _Unpack:
 
 
 def take_packed(module: nn.Module, packing: Packing) -> None:
-    """Have a module called with packed inputs from now on."""
-    module.register_forward_pre_hook(_Unpack(packing), with_kwargs=True)
+    """Have a module called with packed inputs from now on; hooks of its own see them taken apart."""
+    module.register_forward_pre_hook(_Unpack(packing), prepend=True, with_kwargs=True)
 
 
 def take_arguments(module: nn.Module) -> nn.Module:

@@ -40,7 +40,8 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> i
         with _LastAxes(teacher) as last:
             output = teacher(given)
             if not torch.equal(given, sample):
-                teacher.register_forward_pre_hook(_spare, prepend=True)  # what it is given is stored, and will be given again
+                # What it is given is stored, and will be given again.
+                teacher.register_forward_pre_hook(_spare, prepend=True)
                 output = teacher(sample)
     except Exception as error:  # the user's code on inputs that may not be meant for it
         raise ValueError(f"the model does not accept calibration {described}: "

@@ -7,8 +7,8 @@ from pathlib import Path
 import ray
 from ray import tune
 
-from de_ray.cluster.join import ensure_ray
 from de_ray.checks import require_choice
+from de_ray.cluster.join import ensure_ray
 from de_ray.config import Config, TrackingConfig
 from de_ray.device import resolve_device
 from de_ray.problem.base import Problem

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from de_ray.config import Config, EvolutionConfig, RefitConfig
-from de_ray.evolve import settled
 from de_ray.evolution.schedule import Targets, density_at, next_progress, progress_at
+from de_ray.evolve import settled
 from de_ray.problem.base import Layer
 
 LAYERS = (Layer("conv", (10, 10)), Layer("fc1", (30, 10)), Layer("fc2", (10, 60)))

@@ -339,7 +339,7 @@ class LastToken(nn.Module):
         last = (tokens != 0).sum(1) - 1
         found = {"pair": lambda: hidden[torch.arange(n), last],
                  "flat": lambda: hidden.reshape(-1, width)[torch.arange(n) * length + last],
-                 "select": lambda: hidden.reshape(-1, width).index_select(0, torch.arange(0, n * length, length) + last),
+                 "select": lambda: hidden.reshape(-1, width).index_select(0, length * torch.arange(n) + last),
                  "gather": lambda: hidden.gather(1, last[:, None, None].expand(-1, 1, width))[:, 0]}[self.how]()
         return self.c(found)
 

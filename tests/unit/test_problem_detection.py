@@ -17,9 +17,9 @@ from PIL import Image
 from de_ray.config import Config, DataConfig, ProblemConfig, RefitConfig
 from de_ray.pipeline import fingerprint
 from de_ray.problem import detection_augment
+from de_ray.problem.annotations import Annotations, read_annotations
 from de_ray.problem.bernoulli import bernoulli_kl
 from de_ray.problem.build import build_problem
-from de_ray.problem.annotations import Annotations, read_annotations
 from de_ray.problem.coco import GREY, load_images
 from de_ray.problem.coco_problem import LEAST_CHANCE
 from de_ray.problem.darknet import Head

@@ -7,8 +7,8 @@ import torch
 from de_ray.config import DataConfig, ProblemConfig, TeacherConfig
 from de_ray.device import threads
 from de_ray.problem import scenes_teacher
-from de_ray.problem.build import build_architecture, build_problem
 from de_ray.problem.annotations import Annotations
+from de_ray.problem.build import build_architecture, build_problem
 from de_ray.problem.datasets import LabelledImages
 from de_ray.problem.detection import Detections
 from de_ray.problem.detection_metrics import average_precision
