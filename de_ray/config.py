@@ -390,7 +390,7 @@ class QuantizationConfig:
     """A scale per output row: auto (where it pays its bytes), always or never."""
     tolerance: float = 0.3
     """Rise of the calibration divergence that widths may cause before levels are refitted, relative to the pruned
-    student's; > 0."""
+    student's; > 0. Large embeddings may add as much of it as of the file's numbers are theirs."""
     negligible: float = 1e-3
     """A divergence that does not matter, in the divergence's unit, >= 0: `tolerance` is relative to no less."""
     feedback_bits: int = 2

@@ -4,8 +4,9 @@ import contextlib
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from de_ray.evolve import saliency_inputs
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
 from de_ray.quantization.biases import quantize_biases
-from de_ray.quantization.choice import LevelChoice
+from de_ray.quantization.dense import is_large, quantize_large
 from de_ray.quantization.feedback import feed_back
 from de_ray.quantization.goal import WithinBytes
 from de_ray.quantization.limit import within
@@ -32,7 +33,7 @@ from de_ray.quantization.refit import refit_levels
 from de_ray.quantization.sensitivity import choices_at, sensitivity
 from de_ray.quantization.sweep import fixed, sweep, tolerated
 from de_ray.quantization.table import SensitivityTable
-from de_ray.rate import nominal, overhead
+from de_ray.rate import LARGE_BYTES, nominal, overhead, size_limit
 from de_ray.refit.build import CUT
 from de_ray.refit.objective import Objective
 from de_ray.seeds import derive, torch_generator
@@ -147,28 +148,58 @@ def _plan(problem: Problem, config: Config, student: Student, pool: Pool, folder
 def _refitted(problem: Problem, config: Config, given: SaliencyInputs, plan: Plan) -> Quantized:
     """Carry out a plan: the student is quantized, its levels are refitted and its biases rounded."""
     student, widths = given.student, plan.chosen.widths
-    coarse = [choice for choice in plan.table.candidate(widths) if choice.bits <= plan.settings.feedback_bits]
-    if coarse:
+    choices = plan.table.candidate(widths)
+    if coarse := [choice for choice in choices if choice.bits <= plan.settings.feedback_bits]:
         feed_back(student, coarse, given.inputs, given.batch)
-    layers = _levels(problem, config, student, plan.table.candidate(widths))
-    others = _quantize_others(problem, config, student)
-    by_name = {tensor.name: tensor for tensor in [*layers, *others]}
+
+    objective = Objective(problem, config.refit, student.weights[0].device)
+
+    def refitted(steps: int, learning_rate: float, standing: Collection[str]) -> list[QuantizedTensor]:
+        return refit_levels(objective, student, choices, steps, learning_rate, config.refit.relative,
+                            torch_generator(config.seed, "levels"), standing)
+
+    large = _quantize_large(problem, config, student, partial(refitted, 0, 0.0, ()))
+    layers = _levels(problem, config, student, partial(refitted, standing=large))
+    others = _quantize_others(problem, config, student, large)
+    by_name = {tensor.name: tensor for tensor in [*layers, *large.values(), *others]}
     state, shared = student.module.state_dict(), student.shared()
     return Quantized([by_name[name] for name in state if name in by_name],
                      {name: value.cpu() for name, value in state.items() if name not in {*by_name, *shared}},
                      shared, list(widths), plan.trials, plan.chosen)
 
 
+def _quantize_large(problem: Problem, config: Config, student: Student,
+                    place: Callable[[], object]) -> dict[str, QuantizedTensor]:
+    """Round large tensors that stay dense, by name, and put the rounded values into the student.
+
+    As many of the file's numbers as are theirs, so much of the tolerance is, beside layers as `place` quantizes them;
+    the layers are then what they were. Where bytes are limited they get no more than were set apart for them.
+    """
+    large = {name: p for name, p in student.others.items() if is_large(p.shape) and p.is_floating_point()}
+    if not large:
+        return {}
+    before = student.values()
+    place()
+
+    def measure(values: dict[str, np.ndarray]) -> float:
+        for name, value in values.items():
+            large[name].data.copy_(torch.from_numpy(value))
+        return mean_divergence(problem, student.module, problem.calibration)
+
+    base, numbers = measure({}), sum(p.numel() for p in large.values())
+    allowed = config.quantization.tolerance * max(base, config.quantization.negligible) * (
+        numbers / (numbers + student.survivors))
+    room = math.inf if size_limit(problem, config) is None else LARGE_BYTES
+    found = quantize_large({name: before[name].numpy() for name in large}, measure, base, allowed, room)
+    student.set_values({**before, **{name: torch.from_numpy(one.dequantize()) for name, one in found.items()}})
+    return found
+
+
 def _levels(problem: Problem, config: Config, student: Student,
-            choices: Sequence[LevelChoice]) -> list[QuantizedTensor]:
+            refitted: Callable[[int, float], list[QuantizedTensor]]) -> list[QuantizedTensor]:
     """Quantize layers and refit their levels; with `refit.backoff` a refit that does harm is taken again more slowly,
     and in the end left out."""
     settings = config.quantization
-    objective = Objective(problem, config.refit, student.weights[0].device)
-
-    def refitted(steps: int, learning_rate: float) -> list[QuantizedTensor]:
-        return refit_levels(objective, student, choices, steps, learning_rate, config.refit.relative,
-                            torch_generator(config.seed, "levels"))
 
     def measured() -> float:
         return mean_divergence(problem, student.module, problem.calibration)
@@ -213,9 +244,10 @@ def fitted(weights: Sequence[np.ndarray], names: Sequence[str], config: Quantiza
     return settings[low]
 
 
-def _quantize_others(problem: Problem, config: Config, student: Student) -> list[QuantizedTensor]:
-    """Round biases and other floating-point entries, and put the rounded values into the student."""
-    known = {*(layer.parameter for layer in problem.layers), *student.shared()}
+def _quantize_others(problem: Problem, config: Config, student: Student,
+                     done: Collection[str]) -> list[QuantizedTensor]:
+    """Round biases and other floating-point entries that are not done, and put the rounded values into the student."""
+    known = {*(layer.parameter for layer in problem.layers), *student.shared(), *done}
     live = {name: value for name, value in student.module.state_dict().items()
             if name not in known and value.is_floating_point()}
 

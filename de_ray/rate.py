@@ -9,6 +9,7 @@ from de_ray.config import Config, QuantizationConfig
 from de_ray.evolution.rate import RateModel, binary_entropy
 from de_ray.evolution.schedule import Targets
 from de_ray.problem.base import Problem
+from de_ray.quantization.dense import is_large
 from de_ray.quantization.sensitivity import choices_at
 from de_ray.report import BYTES_A_PARAMETER
 from de_ray.student import Student
@@ -18,8 +19,9 @@ NOMINAL_BITS = 3
 """Width at which layers are priced where a sweep will choose the widths."""
 LEVEL_BYTES = 2
 """Of a float16 level."""
-CONTAINER_BYTES, LAYER_BYTES, OTHER_BYTES = 100, 34, 0.75
-"""Of a file; of a layer beside its symbols; and of a parameter that is never zeroed, 0.3 to 1 as far as seen."""
+CONTAINER_BYTES, LAYER_BYTES, OTHER_BYTES, LARGE_BYTES = 100, 34, 0.75, 0.45
+"""Of a file; of a layer beside its symbols; of a parameter that is never zeroed, 0.3 to 1 as far as seen; and of one in
+a large tensor, for which there is a coarser step."""
 
 
 def size_limit(problem: Problem, config: Config) -> int | None:
@@ -51,8 +53,10 @@ def overhead(problem: Problem, unread: int = 0) -> int:
         unread: parameters that are never zeroed, but for now, since they make units that nobody reads.
     """
     layers = {layer.parameter for layer in problem.layers}
-    others = sum(p.numel() for name, p in problem.teacher.named_parameters() if name not in layers) - unread
-    return CONTAINER_BYTES + LAYER_BYTES * len(layers) + round(OTHER_BYTES * others)
+    others = [p for name, p in problem.teacher.named_parameters() if name not in layers]
+    large = sum(p.numel() for p in others if is_large(p.shape))
+    small = sum(p.numel() for p in others) - large - unread
+    return CONTAINER_BYTES + LAYER_BYTES * len(layers) + round(OTHER_BYTES * small + LARGE_BYTES * large)
 
 
 def nominal(config: QuantizationConfig) -> QuantizationConfig:

@@ -7,7 +7,7 @@ gradients. Levels end as float16 numbers, as the file holds them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,8 @@ class _Step(nn.Module):
 
 
 def refit_levels(objective: Objective, student: Student, choices: Sequence[LevelChoice], steps: int,
-                 learning_rate: float, relative: bool, generator: torch.Generator) -> list[QuantizedTensor]:
+                 learning_rate: float, relative: bool, generator: torch.Generator,
+                 fixed: Collection[str] = ()) -> list[QuantizedTensor]:
     """Quantize a student's layers and refit them together to the teacher.
 
     Args:
@@ -85,6 +86,7 @@ def refit_levels(objective: Objective, student: Student, choices: Sequence[Level
         learning_rate: peak, decays to zero along a cosine.
         relative: see `Adam`.
         generator: draws batches and augmentation.
+        fixed: parameters beside the layers that stay what they are.
 
     Returns:
         The layers in coded form; the student's weights are their values, bit for bit.
@@ -104,16 +106,16 @@ def refit_levels(objective: Objective, student: Student, choices: Sequence[Level
                              torch.from_numpy(choice.boundaries).to(device), places,
                              weight.detach().flatten()[places], scales.to(device)))
     if steps:
-        _train(objective, student, layers, steps, learning_rate, relative, generator)
+        others = [p for name, p in student.others.items() if p.is_floating_point() and name not in fixed]
+        _train(objective, student, layers, others, steps, learning_rate, relative, generator)
     tensors = [_coded(layer, choice) for layer, choice in zip(layers, choices, strict=True)]
     for weight, tensor in zip(student.weights, tensors, strict=True):
         weight.data.copy_(torch.from_numpy(tensor.dequantize()))
     return tensors
 
 
-def _train(objective: Objective, student: Student, layers: list[_Layer], steps: int, peak: float, relative: bool,
-           generator: torch.Generator) -> None:
-    others = [p for p in student.others.values() if p.is_floating_point()]
+def _train(objective: Objective, student: Student, layers: list[_Layer], others: list[nn.Parameter], steps: int,
+           peak: float, relative: bool, generator: torch.Generator) -> None:
     moving = [*(layer.table for layer in layers), *(layer.latent for layer in layers), *others]
     for tensor in moving:
         tensor.requires_grad_(True)
