@@ -173,7 +173,7 @@ def _quantize_large(problem: Problem, config: Config, student: Student,
     """Round large tensors that stay dense, by name, and put the rounded values into the student.
 
     As many of the file's numbers as are theirs, so much of the tolerance is, beside layers as `place` quantizes them;
-    the layers are then what they were. Where bytes are limited they get no more than were set apart for them.
+    afterwards the layers are what they were. Where bytes are limited they get no more than were set apart for them.
     """
     large = {name: p for name, p in student.others.items() if is_large(p.shape) and p.is_floating_point()}
     if not large:
@@ -187,10 +187,10 @@ def _quantize_large(problem: Problem, config: Config, student: Student,
         return mean_divergence(problem, student.module, problem.calibration)
 
     base, numbers = measure({}), sum(p.numel() for p in large.values())
-    allowed = config.quantization.tolerance * max(base, config.quantization.negligible) * (
-        numbers / (numbers + student.survivors))
-    room = math.inf if size_limit(problem, config) is None else LARGE_BYTES
-    found = quantize_large({name: before[name].numpy() for name in large}, measure, base, allowed, room)
+    share = numbers / (numbers + student.survivors)
+    limit = base + share * config.quantization.tolerance * max(base, config.quantization.negligible)
+    room = math.inf if size_limit(problem, config) is None else LARGE_BYTES * numbers
+    found = quantize_large({name: before[name].numpy() for name in large}, measure, limit, room)
     student.set_values({**before, **{name: torch.from_numpy(one.dequantize()) for name, one in found.items()}})
     return found
 

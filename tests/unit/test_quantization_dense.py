@@ -11,62 +11,58 @@ import de_ray
 from de_ray.codec import coded_bytes
 from de_ray.config import EvolutionConfig, QuantizationConfig, RefitConfig
 from de_ray.quantization import dense
-from de_ray.quantization.dense import RUNGS, quantize_large
+from de_ray.quantization.dense import quantize_large
 
 RNG = np.random.default_rng(0)
 TENSORS = {"small": RNG.normal(size=(30, 10)).astype(np.float32),
            "large": (5 * RNG.normal(size=(90, 10))).astype(np.float32)}
 
 
-class Measured:
-    """The squared error of tensors relative to their size, summed, with what is in their place now."""
-
-    def __init__(self, base: float = 0.0) -> None:
-        self.base, self.values = base, {name: value.copy() for name, value in TENSORS.items()}
-
-    def __call__(self, values: dict[str, np.ndarray]) -> float:
-        self.values |= values
-        return self.base + sum(float(np.square(self.values[name] - exact).sum() / np.square(exact).mean())
-                               for name, exact in TENSORS.items())
+def squared_error(values: dict[str, np.ndarray]) -> float:
+    """Of tensors relative to their size, summed."""
+    return sum(float(np.square(values[name] - exact).sum() / np.square(exact).mean())
+               for name, exact in TENSORS.items())
 
 
-def test_each_tensor_gets_the_coarsest_step_within_its_share():
-    measure = Measured(base=2.0)
-    found = quantize_large(TENSORS, measure, 2.0, 40.0)
-    assert list(found) == ["large", "small"]
-    for name, tensor in found.items():
-        np.testing.assert_array_equal(tensor.dequantize(), measure.values[name])
-    alone = Measured(base=2.0)
-    root = np.sqrt(np.square(TENSORS["large"]).mean())
-    assert alone({"large": found["large"].dequantize()}) <= 2 + 40 * 900 / 1200
-    rung = round(2 * (1 - np.log2(found["large"].step / root)))
-    assert alone({"large": dense.quantize_dense("large", TENSORS["large"], root * 2 ** (1 - (rung - 1) / 2)
-                                                ).dequantize()}) > 2 + 40 * 900 / 1200
-    assert measure({}) <= 42.0
+def steps_of(rung: int) -> dict[str, float]:
+    return {name: np.sqrt(np.square(exact).mean()) * 2 ** (1 - rung / 2) for name, exact in TENSORS.items()}
 
 
-def test_a_tensor_that_no_step_is_fine_enough_for_is_left_as_it_was():
-    measure = Measured()
-    assert quantize_large(TENSORS, measure, 0.0, 0.0) == {}
-    assert all(np.array_equal(measure.values[name], exact) for name, exact in TENSORS.items())
-    assert quantize_large(TENSORS, lambda values: float("nan"), 0.0, 1.0) == {}
+def rounded(rung: int) -> dict[str, np.ndarray]:
+    return {name: dense.quantize_dense(name, exact, steps_of(rung)[name]).dequantize()
+            for name, exact in TENSORS.items()}
 
 
-@pytest.mark.parametrize("allowed", [0.0, 1e-3, 1e9])
-def test_room_goes_before_the_limit(allowed):
-    found = quantize_large(TENSORS, Measured(), 0.0, allowed, room=0.5)
+@pytest.mark.parametrize("limit", [900.0, 40.0, 0.1, 1e-3])
+def test_the_coarsest_rung_within_the_limit_is_taken_in_a_few_measurements(limit):
+    calls = []
+    found = quantize_large(TENSORS, lambda values: calls.append(values) or squared_error(values), limit)
+    rung = round(2 * (1 - np.log2(found["large"].step / np.sqrt(np.square(TENSORS["large"]).mean()))))
+    assert {name: tensor.step for name, tensor in found.items()} == pytest.approx(steps_of(rung))
+    assert squared_error({name: tensor.dequantize() for name, tensor in found.items()}) <= limit
+    assert rung == 0 or squared_error(rounded(rung - 1)) > limit
+    assert len(calls) <= 6
+
+
+def test_tensors_that_no_rung_is_fine_enough_for_are_left_to_others():
+    assert quantize_large(TENSORS, squared_error, 0.0) == {}
+    assert quantize_large(TENSORS, lambda values: float("nan"), 1e9) == {}
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3, 1e9])
+def test_room_goes_before_the_limit(limit):
+    found = quantize_large(TENSORS, squared_error, limit, room=600)
     assert found.keys() == TENSORS.keys()
-    sizes = {name: coded_bytes(tensor) / tensor.symbols.size for name, tensor in found.items()}
-    assert all(size <= 0.5 for size in sizes.values())
-    assert allowed == 1e9 or all(size > 0.4 for size in sizes.values())  # as fine as there is room for
-    assert allowed < 1 or all(size < 0.2 for size in sizes.values())
+    size = sum(map(coded_bytes, found.values()))
+    assert size <= 600
+    assert limit == 1e9 or size > 500  # as fine as there is room for
+    assert limit < 1 or size < 240
 
 
 def test_zeros_and_one_dimension():
-    found = quantize_large({"zero": np.zeros((4, 4), np.float32)}, lambda values: 0.0, 0.0, 0.0)
+    found = quantize_large({"zero": np.zeros((4, 4), np.float32)}, lambda values: 0.0, 0.0)
     assert not found["zero"].dequantize().any()
     assert dense.is_large((2**8, 2**8)) and not dense.is_large((2**16,)) and not dense.is_large((2**8, 2**8 - 1))
-    assert len(dense._steps(np.ones(3))) == RUNGS
 
 
 class Words(nn.Module):
