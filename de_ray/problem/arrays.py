@@ -63,12 +63,14 @@ def checked(given: Given, key: str) -> Tensor | tuple[Tensor, ...] | dict[str, T
     if not isinstance(given, tuple | Mapping):
         return as_inputs(given, key)
     places = dict(enumerate(given)) if isinstance(given, tuple) else dict(given)
-    require(len(places) > 0, key, given, "at least one argument")
-    named = isinstance(given, tuple) or all(isinstance(place, str) for place in places)
-    require(named, key, list(places), "names of arguments")
+    if not places:
+        raise ValueError(f"{key} is empty: expected at least one argument")
+    if isinstance(given, Mapping) and not all(isinstance(place, str) for place in places):
+        raise ValueError(f"{key} has {list(places)}: expected names of arguments")
     found = {place: as_inputs(value, f"{key}[{place!r}]", masks=True) for place, value in places.items()}
     counts = {place: len(value) for place, value in found.items()}
-    require(len(set(counts.values())) == 1, key, counts, "as many samples in each argument")
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"{key} has {counts} samples: expected as many in each argument")
     return tuple(found.values()) if isinstance(given, tuple) else found
 
 
