@@ -55,7 +55,7 @@ def overhead(problem: Problem, unread: int = 0) -> int:
     layers = {layer.parameter for layer in problem.layers}
     others = [p for name, p in problem.teacher.named_parameters() if name not in layers]
     large = sum(p.numel() for p in others if is_large(p.shape))
-    small = sum(p.numel() for p in others) - large - unread
+    small = max(0, sum(p.numel() for p in others) - large - unread)
     return CONTAINER_BYTES + LAYER_BYTES * len(layers) + round(OTHER_BYTES * small + LARGE_BYTES * large)
 
 
