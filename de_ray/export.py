@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
 from de_ray.problem.outputs import leaves
-from de_ray.problem.packing import Packing, packing_of, take_arguments
+from de_ray.problem.packing import Packing, packing_of, take_arguments, unpacked
 
 TOLERANCE = 1e-3
 """Largest difference of a float output, relative to the largest magnitude of the student's."""
@@ -83,13 +83,8 @@ class _Tensors(nn.Module):
         return list(_tensors(self.module(*given, **named)))
 
 
-def _given(inputs: Tensor, packing: Packing | None) -> list[Tensor]:
-    """What an ONNX network is given for inputs."""
-    return [inputs] if packing is None else packing.values(inputs)
-
-
 def _feed(names: list[str], inputs: Tensor, packing: Packing | None) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in zip(names, _given(inputs, packing), strict=True)}
+    return {name: value.numpy() for name, value in zip(names, unpacked(inputs, packing), strict=True)}
 
 
 def _names(packing: Packing | None) -> list[str]:
@@ -110,7 +105,7 @@ def to_onnx(module: nn.Module, sample: Tensor) -> bytes:
     """
     _require_packages()
     packing = packing_of(module)
-    given = tuple(_given(sample, packing))
+    given = tuple(unpacked(sample, packing))
     with _quietly(), tempfile.TemporaryDirectory() as folder:
         try:
             batch = {0: torch.export.Dim("N", min=1)}

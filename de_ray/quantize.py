@@ -33,7 +33,7 @@ from de_ray.quantization.refit import refit_levels
 from de_ray.quantization.sensitivity import choices_at, sensitivity
 from de_ray.quantization.sweep import fixed, sweep, tolerated
 from de_ray.quantization.table import SensitivityTable
-from de_ray.rate import LARGE_BYTES, nominal, overhead, size_limit
+from de_ray.rate import LARGE_BYTES, nominal, overhead
 from de_ray.refit.build import CUT
 from de_ray.refit.objective import Objective
 from de_ray.seeds import derive, torch_generator
@@ -102,7 +102,7 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         return _plan(problem, config, student, pool, folder, curvature, allowance)
 
     if limit is None:
-        return _refitted(problem, config, given, plan(None))
+        return _refitted(problem, config, given, plan(None), math.inf)
     pruned = student.state()  # values alone would leave out buffers, which are rounded too
 
     def replan(allowance: int) -> Plan:
@@ -110,7 +110,7 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         return plan(allowance)
 
     def make(decided: Plan) -> tuple[int, tuple[Quantized, dict[str, Tensor]]]:
-        found = _refitted(problem, config, given, decided)
+        found = _refitted(problem, config, given, decided, LARGE_BYTES)
         size = len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared))
         return size, (found, student.state())
 
@@ -145,8 +145,9 @@ def _plan(problem: Problem, config: Config, student: Student, pool: Pool, folder
     return Plan(settings, goal.pick(trials), table, trials)
 
 
-def _refitted(problem: Problem, config: Config, given: SaliencyInputs, plan: Plan) -> Quantized:
-    """Carry out a plan: the student is quantized, its levels are refitted and its biases rounded."""
+def _refitted(problem: Problem, config: Config, given: SaliencyInputs, plan: Plan, room: float) -> Quantized:
+    """Carry out a plan: the student is quantized, its levels are refitted and its biases rounded; `room` is what each
+    number of large dense tensors may take, in bytes."""
     student, widths = given.student, plan.chosen.widths
     choices = plan.table.candidate(widths)
     if coarse := [choice for choice in choices if choice.bits <= plan.settings.feedback_bits]:
@@ -158,7 +159,7 @@ def _refitted(problem: Problem, config: Config, given: SaliencyInputs, plan: Pla
         return refit_levels(objective, student, choices, steps, learning_rate, config.refit.relative,
                             torch_generator(config.seed, "levels"), standing)
 
-    large = _quantize_large(problem, config, student, partial(refitted, 0, 0.0, ()))
+    large = _quantize_large(problem, config, student, partial(refitted, 0, 0.0, ()), room)
     layers = _levels(problem, config, student, partial(refitted, standing=large))
     others = _quantize_others(problem, config, student, large)
     by_name = {tensor.name: tensor for tensor in [*layers, *large.values(), *others]}
@@ -169,11 +170,11 @@ def _refitted(problem: Problem, config: Config, given: SaliencyInputs, plan: Pla
 
 
 def _quantize_large(problem: Problem, config: Config, student: Student,
-                    place: Callable[[], object]) -> dict[str, QuantizedTensor]:
+                    place: Callable[[], object], room: float) -> dict[str, QuantizedTensor]:
     """Round large tensors that stay dense, by name, and put the rounded values into the student.
 
     As many of the file's numbers as are theirs, so much of the tolerance is, beside layers as `place` quantizes them;
-    afterwards the layers are what they were. Where bytes are limited they get no more than were set apart for them.
+    afterwards the layers are what they were. No number gets more bytes than `room`, on average.
     """
     large = {name: p for name, p in student.others.items() if is_large(p.shape) and p.is_floating_point()}
     if not large:
@@ -189,8 +190,7 @@ def _quantize_large(problem: Problem, config: Config, student: Student,
     base, numbers = measure({}), sum(p.numel() for p in large.values())
     share = numbers / (numbers + student.survivors)
     limit = base + share * config.quantization.tolerance * max(base, config.quantization.negligible)
-    room = math.inf if size_limit(problem, config) is None else LARGE_BYTES * numbers
-    found = quantize_large({name: before[name].numpy() for name in large}, measure, limit, room)
+    found = quantize_large({name: before[name].numpy() for name in large}, measure, limit, room * numbers)
     student.set_values({**before, **{name: torch.from_numpy(one.dequantize()) for name, one in found.items()}})
     return found
 

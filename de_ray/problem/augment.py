@@ -10,7 +10,7 @@ from de_ray.checks import require_choice
 from de_ray.config import AUGMENTATIONS
 from de_ray.device import moved
 from de_ray.problem.base import Augment
-from de_ray.problem.packing import Packing
+from de_ray.problem.packing import Packing, unpacked
 
 Way = Callable[[Tensor, torch.Generator, float], Tensor]
 """(inputs [N, ...], generator, share of them) -> inputs of the same shape."""
@@ -170,7 +170,7 @@ def augmentation(name: str, inputs: Tensor, share: float = 0.5, packing: Packing
         ValueError: for another name, for a shift of inputs that are not images, or for inputs that are single numbers.
     """
     require_choice("problem.augment", name, AUGMENTATIONS)
-    ways = tuple(_way(name, value) for value in ([inputs] if packing is None else packing.values(inputs[:1])))
+    ways = tuple(_way(name, value) for value in unpacked(inputs[:1], packing))
     if not any(ways):
         if name in ("none", "auto"):
             return None
@@ -182,8 +182,8 @@ def augmentation(name: str, inputs: Tensor, share: float = 0.5, packing: Packing
 
 def spliced(inputs: Tensor, share: float = 0.5, packing: Packing | None = None) -> Augment:
     """`augmentation` by `splice` alone, of whatever inputs: not all that has four axes are images."""
-    values = [inputs] if packing is None else packing.values(inputs[:1])
-    return _of_ways(tuple(splice if value.ndim > 1 else None for value in values), share, packing)
+    ways = tuple(splice if value.ndim > 1 else None for value in unpacked(inputs[:1], packing))
+    return _of_ways(ways, share, packing)
 
 
 def _way(name: str, inputs: Tensor) -> Way | None:

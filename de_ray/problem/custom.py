@@ -172,7 +172,9 @@ def _augmentation(teacher: nn.Module, name: str, inputs: Tensor, share: float) -
     chosen = augmentation(name, inputs, share, packing)
     if name != "auto" or chosen is None:
         return chosen
-    for distort in (chosen, spliced(inputs, share, packing)):
+    other = spliced(inputs, share, packing)
+    same = (other.func, other.keywords) == (chosen.func, chosen.keywords)
+    for distort in (chosen,) if same else (chosen, other):
         if not refuses(teacher, distort(inputs[:COMPOSED], torch.Generator().manual_seed(0), share=1.0)):
             return distort
     log.warning("the model does not take inputs that are composed of each other: refit has them as they are, and may "

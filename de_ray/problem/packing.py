@@ -123,6 +123,11 @@ class _Unpack:
         return self.packing.arguments(self.packing.values(packed))
 
 
+def unpacked(inputs: Tensor, packing: Packing | None) -> list[Tensor]:
+    """The values [N, ...] of inputs, of which there is one where they are not packed."""
+    return [inputs] if packing is None else packing.values(inputs)
+
+
 def take_packed(module: nn.Module, packing: Packing) -> None:
     """Have a module called with packed inputs from now on; hooks of its own see them taken apart."""
     module.register_forward_pre_hook(_Unpack(packing), prepend=True, with_kwargs=True)

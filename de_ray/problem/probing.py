@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from de_ray.problem.divergence import TensorDivergence, kl
 from de_ray.problem.outputs import ALONE, flatten, leaves
-from de_ray.problem.packing import packing_of
+from de_ray.problem.packing import packing_of, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> i
                              "what draws numbers must not do so in eval mode, F.dropout(x, training=self.training) "
                              "say, and no state may be carried from one pass to the next")
     if divergence.of_tensors is kl:
-        _check_classes([sample] if packing is None else packing.values(sample), named, last, described)
+        _check_classes(unpacked(sample, packing), named, last, described)
     divergence(output, output)  # raises where this divergence is not defined on such outputs
     return sum(tensor.numel() for tensor in tensors) // len(sample)
 
