@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
+from rich.console import Console
 from torch import nn
 
 from de_ray.checks import require
-from de_ray.config import Config, EvolutionConfig, PoolConfig, QuantizationConfig, RefitConfig
+from de_ray.config import Config, EvolutionConfig, PoolConfig, ProblemConfig, QuantizationConfig, RefitConfig
 from de_ray.pipeline import Result, run
 from de_ray.problem.arrays import Given
-from de_ray.problem.custom import problem_from_model
+from de_ray.problem.custom import glob_list, problem_from_model
 from de_ray.problem.packing import take_arguments
+from de_ray.progress import Progress
+from de_ray.workload import with_threads
 
 DEFAULT_SPARSITY, DEFAULT_BITS = 0.9, 4
 
@@ -24,8 +28,9 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
              include: str | Sequence[str] = ("*",), exclude: str | Sequence[str] = (),
              evolution: EvolutionConfig | None = None, refit: RefitConfig | None = None,
              quantization: QuantizationConfig | None = None, pool: PoolConfig | None = None, augment: str = "auto",
-             target_bytes: int | None = None, target_ratio: float | None = None, seed: int = 0, threads: int = 1,
-             device: str = "auto") -> Result:
+             target_bytes: int | None = None, target_ratio: float | None = None, seed: int = 0,
+             threads: int | None = None, device: str = "auto", folder: str | Path | None = None,
+             progress: bool = True) -> Result:
     """Compress a trained network.
 
     Args:
@@ -41,22 +46,26 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
         include: a glob of layer names that may be zeroed, or several.
         exclude: the same of layers that stay dense.
         evolution, refit, quantization, pool: whole configuration groups; a sparsity in the first and bits in the third
-            take the place of the keywords' defaults. The default pool is this process; `PoolConfig(kind="ray")` takes
-            all its cores.
+            take the place of the keywords' defaults. The default pool is this process, with `threads` for large
+            networks; `PoolConfig(kind="ray")` has an actor on each core, which suits small ones.
         augment: of calibration inputs, where they serve refit: cutmix (rectangles of each other for images
             [N, C, H, W], spans of each other along the longest axis for others), shift, none, or auto, which is cutmix
             unless the model does not take such inputs.
         target_bytes: size that the file may have; sparsity is then found, and `sparsity` is not used.
         target_ratio: the same as a ratio, 4 bytes x parameters / bytes of the file.
         seed: of every random draw.
-        threads: CPU threads of refit.
+        threads: CPU threads; other counts may round differently. None: all cores, or fewer for small networks.
         device: auto, cpu, cuda or cuda:N.
+        folder: for checkpoints, made where it is missing; a compression of the same model and inputs with the same
+            arguments that was interrupted there is continued, to the same file. None: no checkpoints.
+        progress: whether a terminal shows stages, cycles and the time left.
 
     Returns:
         The result: `save(path)`, `model`, `report`.
 
     Raises:
-        ValueError: an argument is out of its range, a glob matches no layer, or inputs or weights do not fit.
+        ValueError: an argument is out of its range, a glob matches no layer, inputs or weights do not fit, or the
+            folder holds another compression's checkpoints.
 
     Example:
         result = de_ray.compress(model, calibration, sparsity=0.9, bits=4)
@@ -71,7 +80,18 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
                     seed=seed, threads=threads, device=device)
     problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=include,
                                  exclude=exclude, seed=int(seed), augment=augment)  # PyTorch takes no NumPy integers
-    result = run(problem, config)
+    # What a folder's checkpoints are held to, beside the model and the inputs themselves.
+    told = ProblemConfig("custom", model=problem.architecture, calibration="calibration", divergence=divergence,
+                         include=glob_list("include", include), exclude=glob_list("exclude", exclude), augment=augment)
+    config = with_threads(problem, replace(config, problem=told))
+    if pool is None:
+        config = replace(config, pool=replace(config.pool, threads=config.threads))
+    if folder is not None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    with Progress(None if progress else Console(force_terminal=False)) as shown:
+        result = run(problem, config, folder, lambda record, total: shown.update(record.cycle, total, str(record)),
+                     shown.stage)
     for module in (result.student, result.model):
         take_arguments(module)
     return result

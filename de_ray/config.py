@@ -562,9 +562,10 @@ class Config:
     """Of every random draw of the compression, in 0..2^63 - 1."""
     device: str = "auto"
     """Where refit runs: auto (a GPU where there is one), cpu, cuda or cuda:N."""
-    threads: int = 1
-    """CPU threads of refit, >= 1. Part of the result: other counts may round differently. More pay for large networks;
-    for small ones threads wait for each other longer than they compute."""
+    threads: int | None = None
+    """CPU threads of refit, >= 1. Part of the result: other counts may round differently. None: all cores, or fewer for
+    small networks, where threads wait for each other longer than they compute; 1 in a sweep's trials, and in each of
+    several `refit.workers`."""
     start: str | None = None
     """A compressed file of the same teacher, whose student evolves further, in place of the teacher's own weights. The
     schedule goes on from its density; weights that return in a search have the teacher's values. Of a file sparser than
@@ -582,6 +583,7 @@ class Config:
         require(self.target_bytes is None or self.target_ratio is None, "target_ratio", self.target_ratio,
                 f"null beside target_bytes={self.target_bytes}, which says the same")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
-        require(self.threads >= 1, "threads", self.threads, "at least 1")
+        require(self.threads is None or self.threads >= 1, "threads", self.threads,
+                "at least 1, or null to choose by itself")
         require(self.device in ("auto", "cpu") or self.device.split(":")[0] == "cuda", "device", self.device,
                 "auto, cpu, cuda or cuda:N")

@@ -30,6 +30,14 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(former)
 
 
+def available_threads() -> int:
+    """Threads that torch operations may have: a core each, of those that affinity and a container's quota leave to this
+    process and, where it is set, OMP_NUM_THREADS."""
+    from joblib import cpu_count  # not a moment before it is asked: files are decoded without it
+
+    return min(torch.get_num_threads(), cpu_count())
+
+
 @contextmanager
 def products(name: str, device: torch.device) -> Iterator[None]:
     """Have a block's float32 convolutions and products, backward passes included, in a precision; then restore it.

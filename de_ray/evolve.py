@@ -58,6 +58,10 @@ class Record:
     densities: list[float]
     """By layer."""
 
+    def __str__(self) -> str:
+        """What people watch."""
+        return f"sparsity {self.sparsity:.2%}, divergence {self.divergence:.4g}"
+
 
 @dataclass
 class Progress:

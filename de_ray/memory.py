@@ -15,8 +15,13 @@ def inputs_that_fit(run: Callable[[int], object], memory_mb: int) -> int:
             input, 2 may stand for it, and any number fits.
         memory_mb: for all activations that autograd keeps; what both numbers keep, such as parameters, does not count.
     """
+    return max(1, memory_mb * 2**20 // max(1, bytes_an_input(run)))
+
+
+def bytes_an_input(run: Callable[[int], object]) -> int:
+    """Bytes of activations that autograd keeps for each input; see `inputs_that_fit`."""
     one, two = (_kept_bytes(run, count) for count in (1, 2))
-    return max(1, memory_mb * 2**20 // max(1, two - one))
+    return max(0, two - one)
 
 
 def even_size(total: int, most: int) -> int:

@@ -30,6 +30,7 @@ from de_ray.rate import size_limit
 from de_ray.report import BYTES_A_PARAMETER, versions
 from de_ray.student import Student
 from de_ray.units import find_units, tidy
+from de_ray.workload import with_threads
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
         FloatingPointError: the divergence became NaN or infinite.
         RuntimeError: the file does not decode to the student, bit for bit.
     """
+    config = with_threads(problem, config)
     clock, limit = _Clock(on_stage), size_limit(problem, config)
     _require_state(problem)
     device = resolve_device(config.device)

@@ -21,6 +21,7 @@ from de_ray.results import STUDENT_FILE, require_own, save_config, track_result,
 from de_ray.serving import saver
 from de_ray.signals import ended_by_sigterm
 from de_ray.tracking import RUN_FILE, Parent, Tracker, flatten
+from de_ray.workload import with_threads
 
 if TYPE_CHECKING:
     from de_ray.sweep.run import SweepResult
@@ -48,6 +49,7 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
     mirror = prepare(config, folder)
     with ended_by_sigterm():
         problem = build_problem(config.problem, config.seed, config.device)
+        config = with_threads(problem, config)  # before it is saved: a run may continue where there are other cores
         require_own(problem, config, folder)
         save_config(config, folder)
         tracker = Tracker.start(config.tracking, _name(problem, config), _tags(problem, config),
@@ -77,8 +79,7 @@ def _compress(problem: Problem, config: Config, folder: Path, tracker: Tracker, 
     """One compression, tracked and mirrored as it goes on."""
     with Progress() as progress:
         def on_record(record: Record, total: int) -> None:
-            progress.update(record.cycle, total,
-                            f"sparsity {record.sparsity:.2%}, divergence {record.divergence:.4g}")
+            progress.update(record.cycle, total, str(record))
             tracker.log_metrics({key: value for key, value in asdict(record).items()
                                  if isinstance(value, int | float) and key != "cycle"}, record.cycle)
             mirror.push()

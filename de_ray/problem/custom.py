@@ -97,7 +97,7 @@ def problem_from_model(
             match no layer.
     """
     require_choice("problem.divergence", divergence, DIVERGENCES)
-    include, exclude = (_globs(key, globs) for key, globs in (("include", include), ("exclude", exclude)))
+    include, exclude = (glob_list(key, globs) for key, globs in (("include", include), ("exclude", exclude)))
     plain = isinstance(model, nn.Module) and not any(isinstance(one, torch.jit.ScriptModule) for one in model.modules())
     require(plain, "model", type(model).__name__, "a torch.nn.Module of which TorchScript has compiled no part")
     require(not isinstance(model, nn.DataParallel), "model", type(model).__name__, "the module within, `model.module`")
@@ -182,7 +182,7 @@ def _augmentation(teacher: nn.Module, name: str, inputs: Tensor, share: float) -
     return None
 
 
-def _globs(key: str, globs: str | Sequence[str]) -> list[str]:
+def glob_list(key: str, globs: str | Sequence[str]) -> list[str]:
     """One glob or several as a list."""
     globs = [globs] if isinstance(globs, str) else globs
     require(isinstance(globs, Sequence) and all(isinstance(glob, str) for glob in globs), key, globs,

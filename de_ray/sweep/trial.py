@@ -33,17 +33,23 @@ def own_config(base: Config, sweep: SweepConfig, point: Point) -> Config:
             "auto or cpu, or sweep.gpus, what each trial has of a GPU, above 0")
     device = "cuda" if sweep.gpus and base.device != "cpu" else "cpu"
     pool = replace(base.pool, kind="ray" if sweep.actors else "serial", actors=sweep.actors, gpus=base.pool.gpus or 0.0)
-    single = replace(base, device=device, sweep=None, resume=None, pool=pool, tracking=TrackingConfig(enabled=False))
+    single = replace(base, device=device, threads=_threads(base), sweep=None, resume=None, pool=pool,
+                     tracking=TrackingConfig(enabled=False))
     return configure(single, point)
 
 
 def bundles(base: Config, sweep: SweepConfig) -> list[dict[str, float]]:
     """What a trial and its actors reserve, all at once: a trial that waited for its actors' CPUs while other trials
     hold them, and wait too, would wait for ever."""
-    own = {"CPU": float(base.threads), "GPU": sweep.gpus}
+    own = {"CPU": float(_threads(base)), "GPU": sweep.gpus}
     gpus = 0.0 if base.pool.gpus is None else base.pool.gpus
     actor = {"GPU": gpus} if gpus else {"CPU": float(base.pool.threads)}
     return [{key: value for key, value in bundle.items() if value} for bundle in [own, *[actor] * sweep.actors]]
+
+
+def _threads(base: Config) -> int:
+    """Of a trial: where nothing says so one, since trials have the cores between them."""
+    return base.threads or 1
 
 
 def place(folder: str | Path, number: int) -> Path:

@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.0, 0.95])
     parser.add_argument("--steps", type=int, default=150)
     arguments = parser.parse_args()
-    config = compose([f"problem={arguments.problem}", "pool=serial", f"refit.steps={arguments.steps}"])
+    config = compose([f"problem={arguments.problem}", "pool=serial", "threads=1", f"refit.steps={arguments.steps}"])
     problem = build_problem(config.problem, seed=0)
     with threads(config.threads):
         found = [cycle(problem, config, sparsity) for sparsity in arguments.sparsity]

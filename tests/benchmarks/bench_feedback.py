@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("override", nargs="*")
     arguments = parser.parse_args()
     config = compose([f"problem={arguments.problem}", "evolution=fisher", f"evolution.sparsity={arguments.sparsity}",
-                      "pool=serial", *arguments.override])
+                      "pool=serial", "threads=1", *arguments.override])
     problem = build_problem(config.problem, config.seed)
     student, rows = Student(problem.teacher, problem.layers), []
     with threads(config.threads), build_pool(problem, config.pool, student) as pool:

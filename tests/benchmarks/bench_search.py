@@ -56,7 +56,7 @@ def stretched(config: Config, factor: float) -> Config:
 def compare(arguments: argparse.Namespace, seed: int) -> dict[str, dict]:
     """All methods for a seed."""
     def configured(method: str) -> Config:
-        return compose([f"problem={arguments.problem}", f"evolution={method}",
+        return compose([f"problem={arguments.problem}", "threads=1", f"evolution={method}",
                         f"evolution.sparsity={arguments.sparsity}", f"evolution.cycles={arguments.cycles}",
                         f"refit.steps={arguments.steps}", f"refit.final_steps={arguments.final_steps}",
                         f"refit={arguments.refit}", "refit.relative=false", "refit.backoff=false",

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("override", nargs="*")
     arguments = parser.parse_args()
     config = compose([f"problem={arguments.problem}", "evolution=fisher", f"evolution.sparsity={arguments.sparsity}",
-                      f"evolution.cycles={max(1, arguments.cycles)}", "refit.final_steps=0", "pool=serial",
+                      f"evolution.cycles={max(1, arguments.cycles)}", "refit.final_steps=0", "pool=serial", "threads=1",
                       *arguments.override])
     problem = build_problem(config.problem, config.seed)
     student = Student(problem.teacher, problem.layers)

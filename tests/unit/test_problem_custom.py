@@ -1,15 +1,18 @@
 import copy
+import io
+import re
 import sys
 import textwrap
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 
 import de_ray
-from de_ray import codec
+from de_ray import checkpoint, codec
 from de_ray.config import (
     EvolutionConfig,
     ProblemConfig,
@@ -496,3 +499,50 @@ def test_a_seed_of_numpy_is_a_number_and_globs_are_texts():
     for key, globs in (("include", None), ("exclude", [3]), ("exclude", None)):
         with pytest.raises(ValueError, match=f"{key}=.*: expected a glob of layer names, or a list"):
             compress_quickly(model, inputs, **{key: globs})
+
+
+SHORT = {"evolution": EvolutionConfig(cycles=3, population=4), "refit": RefitConfig(steps=3, final_steps=3, batch=16),
+         "quantization": QuantizationConfig(refit_steps=2)}
+
+
+def test_an_interrupted_compression_is_continued_from_its_folder_to_the_same_file(tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    expected = de_ray.compress(model, INPUTS, **SHORT).data
+    save, evaluations = checkpoint.save_checkpoint, []
+
+    def interrupt(folder, done, tensors, meta):
+        path = save(folder, done, tensors, meta)
+        evaluations.append(meta["history"][-1]["evaluations"])
+        if len(evaluations) == 2:
+            raise KeyboardInterrupt
+        return path
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        de_ray.compress(model, INPUTS, folder=tmp_path / "new" / "run", **SHORT)
+    result = de_ray.compress(model, INPUTS, folder=str(tmp_path / "new" / "run"), **SHORT)
+    assert result.data == expected and len(evaluations) == 4, "two records before, two after"
+
+
+@pytest.mark.parametrize(("inputs", "arguments", "named"), [
+    (INPUTS[::-1].copy(), {}, "teacher_digest"), (INPUTS, {"divergence": "mse"}, "problem.divergence='kl' then, 'mse'"),
+    (INPUTS, {"exclude": "2"}, "problem.exclude"), (INPUTS, {"seed": 1}, "seed=0 then, 1 now"),
+    (INPUTS, {"sparsity": 0.5}, "evolution.sparsity=0.9 then, 0.5 now")])
+def test_the_folder_of_another_compression_is_refused(tmp_path, inputs, arguments, named):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    de_ray.compress(model, INPUTS, folder=tmp_path, **SHORT)
+    with pytest.raises(ValueError, match=f"the checkpoint is another run's: .*{re.escape(named)}"):
+        de_ray.compress(model, inputs, folder=tmp_path, **SHORT, **arguments)
+
+
+def test_a_terminal_shows_cycles_and_the_time_left_unless_asked_not_to(monkeypatch):
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    monkeypatch.setattr("de_ray.progress.Console",
+                        lambda stderr: Console(file=drawn, force_terminal=True, width=120))
+    drawn = io.StringIO()
+    de_ray.compress(model, INPUTS, progress=False, **SHORT)
+    assert drawn.getvalue() == ""
+    de_ray.compress(model, INPUTS, **SHORT)
+    shown = drawn.getvalue()
+    assert "sparsity 90.00%" in shown and " left" in shown and all(stage in shown for stage in ("evolve", "quantize"))
