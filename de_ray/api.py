@@ -14,6 +14,7 @@ from de_ray.config import Config, EvolutionConfig, PoolConfig, ProblemConfig, Qu
 from de_ray.pipeline import Result, run
 from de_ray.problem.arrays import Given
 from de_ray.problem.custom import glob_list, problem_from_model
+from de_ray.problem.layout import take_any_layout
 from de_ray.problem.packing import take_arguments
 from de_ray.progress import Progress
 from de_ray.workload import with_threads
@@ -93,7 +94,7 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
         result = run(problem, config, folder, lambda record, total: shown.update(record.cycle, total, str(record)),
                      shown.stage)
     for module in (result.student, result.model):
-        take_arguments(module)
+        take_any_layout(take_arguments(module))
     return result
 
 

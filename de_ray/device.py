@@ -33,7 +33,7 @@ def threads(count: int) -> Iterator[None]:
 def available_threads() -> int:
     """Threads that torch operations may have: a core each, of those that affinity and a container's quota leave to this
     process and, where it is set, OMP_NUM_THREADS."""
-    from joblib import cpu_count  # not a moment before it is asked: files are decoded without it
+    from loky import cpu_count  # not before it is asked: files are decoded without it
 
     return min(torch.get_num_threads(), cpu_count())
 

@@ -22,6 +22,7 @@ from de_ray.problem.divergence import make_divergence
 from de_ray.problem.fold import fold_batch_norm
 from de_ray.problem.idle import empty_idle
 from de_ray.problem.layers import check_finite, find_layers, told_of_recomputed
+from de_ray.problem.layout import take_channels_last
 from de_ray.problem.measure import pass_size
 from de_ray.problem.outputs import flatten
 from de_ray.problem.packing import Arguments, Packing, packing_of, take_packed
@@ -124,6 +125,7 @@ def problem_from_model(
     check_finite(teacher)
     distance = make_divergence(divergence)
     numbers = probe(teacher, inputs[:PROBE], distance)
+    take_channels_last(teacher, inputs[:PROBE])
     if calibration_size > (most := max(1, OUTPUT_NUMBERS // numbers)):
         log.info("calibration on %d inputs at most, as evaluators keep the outputs, %d numbers each", most, numbers)
         calibration_size = most

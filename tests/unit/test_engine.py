@@ -160,6 +160,19 @@ class Attentive(nn.Module):
         return self.head(self.apart(x, x[..., :6], x[..., 2:], need_weights=False)[0].mean(1))
 
 
+class Viewed(nn.Module):
+    """A view of activations, which may not lie channels last then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3, 2)
+        self.head = nn.Linear(6 * 9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.head(x.view(x.shape[0], -1))
+
+
 FLOOR = 1e-12
 """Mean squared differences of outputs near 1 that float32 cannot tell from rounding."""
 
@@ -167,7 +180,7 @@ NETWORKS = {
     "branchy": (Branchy, (3, 9, 9)), "shared": (Shared, (3, 8, 8)), "pyramid": (Pyramid, (3, 16, 16)),
     "sequence": (Sequence, (5, 17)), "volume": (Volume, (2, 6, 6, 6)), "regularized": (Regularized, (6,)),
     "transposed": (Transposed, (4, 6)), "recurrent": (Recurrent, (5, 6)), "decoder": (Decoder, (3, 8, 8)),
-    "attentive": (Attentive, (5, 8)),
+    "attentive": (Attentive, (5, 8)), "viewed": (Viewed, (3, 9, 9)),
     "channels_last": (lambda: Branchy().to(memory_format=torch.channels_last), (3, 9, 9)),
 }
 

@@ -1,0 +1,41 @@
+"""Images channels last, as CPUs convolve them faster: small networks up to twice as fast, large ones' forward passes."""
+
+import torch
+from torch import Tensor, nn
+
+from de_ray.problem.outputs import leaves
+from de_ray.problem.probing import ROUNDING
+
+
+def _channels_last(_: nn.Module, given: tuple[Tensor]) -> Tensor:
+    (images,) = given
+    return images.to(memory_format=torch.channels_last) if images.device.type == "cpu" else images
+
+
+@torch.no_grad()
+def take_channels_last(model: nn.Module, images: Tensor) -> None:
+    """Have a network of convolutions lay its inputs out channels last from now on, where it takes images like these so
+    and answers the same: whatever takes a `.view` of activations does not."""
+    if images.ndim != 4 or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return
+    expected = leaves(model(images))
+    hook = model.register_forward_pre_hook(_channels_last, prepend=True)
+    try:
+        agrees = all(_equal(one, other) for (_, one), (_, other) in zip(expected, leaves(model(images)), strict=True))
+    except Exception:  # noqa: BLE001 - the user's code on what it was not written for
+        agrees = False
+    if not agrees:
+        hook.remove()
+
+
+def take_any_layout(model: nn.Module) -> nn.Module:
+    """Undo `take_channels_last`, where it was done; returns the model."""
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if hook is _channels_last:
+            del model._forward_pre_hooks[key]
+    return model
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """But for rounding."""
+    return one.shape == other.shape and float((one - other).abs().max()) <= ROUNDING * float(one.abs().max())
