@@ -47,8 +47,8 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
         include: a glob of layer names that may be zeroed, or several.
         exclude: the same of layers that stay dense.
         evolution, refit, quantization, pool: whole configuration groups; a sparsity in the first and bits in the third
-            take the place of the keywords' defaults. The default pool is this process, with `threads` for large
-            networks; `PoolConfig(kind="ray")` has an actor on each core, which suits small ones.
+            take the place of the keywords' defaults. The default pool is this process, with `threads`;
+            `PoolConfig(kind="ray")` has an actor on each core, which suits small networks.
         augment: of calibration inputs, where they serve refit: cutmix (rectangles of each other for images
             [N, C, H, W], spans of each other along the longest axis for others), shift, none, or auto, which is cutmix
             unless the model does not take such inputs.
