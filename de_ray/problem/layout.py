@@ -1,4 +1,4 @@
-"""Images channels last, as CPUs convolve them faster: small networks up to twice as fast, large ones' forward passes."""
+"""Images channels last, in which CPUs convolve faster: forwards in general, backwards where channels are few."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,12 @@ def _channels_last(_: nn.Module, given: tuple[Tensor]) -> Tensor:
 @torch.no_grad()
 def take_channels_last(model: nn.Module, images: Tensor) -> None:
     """Have a network of convolutions lay its inputs out channels last from now on, where it takes images like these so
-    and answers the same: whatever takes a `.view` of activations does not."""
+    and answers the same: what takes a `.view` of activations, for one, does not.
+
+    Args:
+        model: changed in place, by a hook in front of it; on a GPU its inputs stay as they are.
+        images: [N, C, H, W]; a model of other inputs is left alone.
+    """
     if images.ndim != 4 or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         return
     expected = leaves(model(images))
