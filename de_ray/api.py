@@ -1,5 +1,6 @@
 """The same compression from Python: no configuration files, no tracking, no Ray unless asked for."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,10 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
     config = Config(evolution=evolution, refit=refit or RefitConfig(), quantization=quantization,
                     pool=pool or PoolConfig(kind="serial"), target_bytes=target_bytes, target_ratio=target_ratio,
                     seed=seed, threads=threads, device=device)
+    if folder is not None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        require(os.access(folder, os.W_OK | os.X_OK), "folder", str(folder), "a folder that can be written")
     problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=include,
                                  exclude=exclude, seed=int(seed), augment=augment)  # PyTorch takes no NumPy integers
     # What a folder's checkpoints are held to, beside the model and the inputs themselves.
@@ -87,9 +92,6 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
     config = with_threads(problem, replace(config, problem=told))
     if pool is None:
         config = replace(config, pool=replace(config.pool, threads=config.threads))
-    if folder is not None:
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
     with Progress(None if progress else Console(force_terminal=False)) as shown:
         result = run(problem, config, folder, lambda record, total: shown.update(record.cycle, total, str(record)),
                      shown.stage)

@@ -25,10 +25,10 @@ def with_threads(problem: Problem, config: Config) -> Config:
     """
     if config.threads is not None or config.sweep is not None:
         return config
-    if config.refit.workers > 1:
-        return replace(config, threads=1)
-    worth = math.ceil(_megabytes(problem, config.refit.batch) / MB_A_THREAD)
-    return replace(config, threads=max(1, min(available_threads(), worth)))
+    most = 1 if config.refit.workers > 1 else available_threads()
+    if most > 1:  # else there is nothing to weigh
+        most = min(most, max(1, math.ceil(_megabytes(problem, config.refit.batch) / MB_A_THREAD)))
+    return replace(config, threads=most)
 
 
 def _megabytes(problem: Problem, batch: int) -> float:

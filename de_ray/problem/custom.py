@@ -26,7 +26,7 @@ from de_ray.problem.layout import take_channels_last
 from de_ray.problem.measure import pass_size
 from de_ray.problem.outputs import flatten
 from de_ray.problem.packing import Arguments, Packing, packing_of, take_packed
-from de_ray.problem.probing import ROUNDING, probe, refuses
+from de_ray.problem.probing import differ, probe, refuses
 from de_ray.problem.sampling import draw_inputs
 from de_ray.problem.teacher import load_checkpoint
 
@@ -276,7 +276,7 @@ def _folded(teacher: nn.Module, sample: Tensor) -> nn.Module:
     folded = copy.deepcopy(teacher)
     fold_batch_norm(folded, sample)
     for before, after in zip(flatten(teacher(sample)), flatten(folded(sample)), strict=True):
-        if float((before - after).abs().max()) > ROUNDING * float(before.abs().max()):
+        if differ(before, after):
             log.warning("batch norm is not folded: this model's outputs depend on it in other ways than by its call")
             return teacher
     return folded

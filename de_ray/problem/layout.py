@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from de_ray.problem.outputs import leaves
-from de_ray.problem.probing import ROUNDING
+from de_ray.problem.hooks import drop_pre_hooks
+from de_ray.problem.outputs import flatten
+from de_ray.problem.probing import differ
 
 
 def _channels_last(_: nn.Module, given: tuple[Tensor]) -> Tensor:
@@ -23,10 +24,11 @@ def take_channels_last(model: nn.Module, images: Tensor) -> None:
     """
     if images.ndim != 4 or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         return
-    expected = leaves(model(images))
+    expected = flatten(model(images))
     hook = model.register_forward_pre_hook(_channels_last, prepend=True)
     try:
-        agrees = all(_equal(one, other) for (_, one), (_, other) in zip(expected, leaves(model(images)), strict=True))
+        found = flatten(model(images))
+        agrees = not any(differ(one, other) for one, other in zip(expected, found, strict=True))
     except Exception:  # noqa: BLE001 - the user's code on what it was not written for
         agrees = False
     if not agrees:
@@ -35,12 +37,4 @@ def take_channels_last(model: nn.Module, images: Tensor) -> None:
 
 def take_any_layout(model: nn.Module) -> nn.Module:
     """Undo `take_channels_last`, where it was done; returns the model."""
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if hook is _channels_last:
-            del model._forward_pre_hooks[key]
-    return model
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """But for rounding."""
-    return one.shape == other.shape and float((one - other).abs().max()) <= ROUNDING * float(one.abs().max())
+    return drop_pre_hooks(model, lambda hook: hook is _channels_last)

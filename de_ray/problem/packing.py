@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from de_ray.problem.hooks import drop_pre_hooks
+
 WORD = torch.int64
 """In which arguments are packed; as long as the longest of their types."""
 
@@ -135,11 +137,7 @@ def take_packed(module: nn.Module, packing: Packing) -> None:
 
 def take_arguments(module: nn.Module) -> nn.Module:
     """Undo `take_packed`, where it was done; returns the module."""
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, _Unpack):
-            del module._forward_pre_hooks[key]
-            del module._forward_pre_hooks_with_kwargs[key]
-    return module
+    return drop_pre_hooks(module, lambda hook: isinstance(hook, _Unpack))
 
 
 def packing_of(module: nn.Module) -> Packing | None:

@@ -21,6 +21,11 @@ ROUNDING = 1e-3
 """Largest difference of outputs that ought to be equal, relative to the output's largest magnitude."""
 
 
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors of one shape differ by more than rounding may make of them."""
+    return float((one - other).abs().max()) > ROUNDING * float(one.abs().max())
+
+
 @torch.no_grad()
 def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> int:
     """Forward passes, so that a model and inputs that do not fit are told apart from everything later.
@@ -63,7 +68,7 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> i
             raise ValueError(f"the model turns one input {list(sample[:1].shape)} into {list(tensor.shape)}: expected "
                              "1 sample in front; .squeeze(-1), say, where .squeeze() takes the batch's axis too")
     for tensor, again in zip(tensors, repeated, strict=True):
-        if float((tensor - again).abs().max()) > ROUNDING * float(tensor.abs().max()):
+        if differ(tensor, again):
             raise ValueError("the model's outputs for the same inputs differ from pass to pass: expected one function; "
                              "what draws numbers must not do so in eval mode, F.dropout(x, training=self.training) "
                              "say, and no state may be carried from one pass to the next")

@@ -536,6 +536,18 @@ def test_the_folder_of_another_compression_is_refused(tmp_path, inputs, argument
         de_ray.compress(model, inputs, folder=tmp_path, **SHORT, **arguments)
 
 
+def test_a_folder_that_cannot_be_one_or_cannot_be_written_is_told_before_the_search(tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="file"):
+        de_ray.compress(model, INPUTS, folder=tmp_path / "file", **SHORT)
+    assert (tmp_path / "file").read_text() == "mine"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="folder='.*': expected a folder that can be written"):
+        de_ray.compress(model, INPUTS, folder=tmp_path, **SHORT)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_terminal_shows_cycles_and_the_time_left_unless_asked_not_to(monkeypatch):
     model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
     monkeypatch.setattr("de_ray.progress.Console",

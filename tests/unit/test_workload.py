@@ -46,6 +46,12 @@ def test_a_count_that_is_given_stays():
     assert chosen(perceptron(20_000), torch.randn(10, 784), Config(threads=3)) == 3
 
 
+def test_where_there_is_one_core_nothing_is_weighed(monkeypatch):
+    monkeypatch.setattr(workload, "available_threads", lambda: 1)
+    monkeypatch.setattr(workload, "bytes_an_input", lambda run: pytest.fail("measured for nothing"))
+    assert chosen(perceptron(20_000), torch.randn(10, 784)) == 1
+
+
 def test_workers_that_share_the_cores_have_one_each():
     assert chosen(perceptron(20_000), torch.randn(10, 784), Config(refit=RefitConfig(workers=2))) == 1
 
