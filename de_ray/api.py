@@ -12,6 +12,7 @@ from torch import nn
 
 from de_ray.checks import require
 from de_ray.config import Config, EvolutionConfig, PoolConfig, ProblemConfig, QuantizationConfig, RefitConfig
+from de_ray.minutes import with_minutes
 from de_ray.pipeline import Result, run
 from de_ray.problem.arrays import Given
 from de_ray.problem.custom import glob_list, problem_from_model
@@ -31,8 +32,8 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
              evolution: EvolutionConfig | None = None, refit: RefitConfig | None = None,
              quantization: QuantizationConfig | None = None, pool: PoolConfig | None = None, augment: str = "auto",
              target_bytes: int | None = None, target_ratio: float | None = None, seed: int = 0,
-             threads: int | None = None, device: str = "auto", folder: str | Path | None = None,
-             progress: bool = True) -> Result:
+             minutes: float | None = None, threads: int | None = None, device: str = "auto",
+             folder: str | Path | None = None, progress: bool = True) -> Result:
     """Compress a trained network.
 
     Args:
@@ -56,11 +57,13 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
         target_bytes: size that the file may have; sparsity is then found, and `sparsity` is not used.
         target_ratio: the same as a ratio, 4 bytes x parameters / bytes of the file.
         seed: of every random draw.
+        minutes: that it may take, about. A schedule of cycles and steps that would take longer, by a few that are timed
+            here, is cut; None: it takes what it takes.
         threads: CPU threads; other counts may round differently. None: all cores, or fewer for small networks.
         device: auto, cpu, cuda or cuda:N.
         folder: for checkpoints, made where it is missing; a compression of the same model and inputs with the same
             arguments that was interrupted there is continued, to the same file. None: no checkpoints.
-        progress: whether a terminal shows stages, cycles and the time left.
+        progress: whether a terminal, or a notebook with ipywidgets, shows stages, cycles and the time left.
 
     Returns:
         The result: `save(path)`, `model`, `report`.
@@ -79,7 +82,7 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
     quantization = _with(quantization or QuantizationConfig(), "quantization", "bits", bits, DEFAULT_BITS)
     config = Config(evolution=evolution, refit=refit or RefitConfig(), quantization=quantization,
                     pool=pool or PoolConfig(kind="serial"), target_bytes=target_bytes, target_ratio=target_ratio,
-                    seed=seed, threads=threads, device=device)
+                    seed=seed, minutes=minutes, threads=threads, device=device)
     if folder is not None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +95,8 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
     config = with_threads(problem, replace(config, problem=told))
     if pool is None:
         config = replace(config, pool=replace(config.pool, threads=config.threads))
-    with Progress(None if progress else Console(force_terminal=False)) as shown:
+    config = with_minutes(problem, config, folder)
+    with Progress(None if progress else Console(force_terminal=False, force_jupyter=False)) as shown:
         result = run(problem, config, folder, lambda record, total: shown.update(record.cycle, total, str(record)),
                      shown.stage)
     for module in (result.student, result.model):

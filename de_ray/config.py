@@ -566,6 +566,10 @@ class Config:
     """CPU threads of refit, >= 1. Part of the result: other counts may round differently. None: all cores, or fewer for
     small networks, where threads wait for each other longer than they compute; 1 in a sweep's trials, and in each of
     several `refit.workers`."""
+    minutes: float | None = None
+    """Minutes that the compression may take, about, > 0. A schedule that would take longer, by a few steps and passes
+    that are timed here, is cut: cycles, candidates, steps and `refit.batch`. What it comes to is what is saved, so that
+    `resume` goes on with it. None: the schedule as it is."""
     start: str | None = None
     """A compressed file of the same teacher, whose student evolves further, in place of the teacher's own weights. The
     schedule goes on from its density; weights that return in a search have the teacher's values. Of a file sparser than
@@ -583,6 +587,9 @@ class Config:
         require(self.target_bytes is None or self.target_ratio is None, "target_ratio", self.target_ratio,
                 f"null beside target_bytes={self.target_bytes}, which says the same")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
+        require(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "a number above 0, or null")
+        require(self.minutes is None or self.sweep is None, "minutes", self.minutes,
+                "null beside a sweep, whose trials are compared by schedules of one length")
         require(self.threads is None or self.threads >= 1, "threads", self.threads,
                 "at least 1, or null to choose by itself")
         require(self.device in ("auto", "cpu") or self.device.split(":")[0] == "cuda", "device", self.device,

@@ -22,6 +22,7 @@ from de_ray.evaluation.build import build_pool
 from de_ray.evaluation.capture import PROBE
 from de_ray.evolve import OnRecord, evolve
 from de_ray.files import write_atomically
+from de_ray.minutes import with_minutes
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import measure
 from de_ray.quantization.scales import row_scales
@@ -72,7 +73,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
         FloatingPointError: the divergence became NaN or infinite.
         RuntimeError: the file does not decode to the student, bit for bit.
     """
-    config = with_threads(problem, config)
+    config = with_minutes(problem, with_threads(problem, config), folder)
     clock, limit = _Clock(on_stage), size_limit(problem, config)
     _require_state(problem)
     device = resolve_device(config.device)
@@ -184,7 +185,7 @@ def fingerprint(problem: Problem, config: Config) -> dict:
     for group, keys in irrelevant.items():
         for key in keys:
             del fields[group][key]
-    for key in ("resume", "tracking", "cluster", "device", "sweep"):
+    for key in ("resume", "tracking", "cluster", "device", "sweep", "minutes"):
         del fields[key]
     del fields["problem"]["data"]["workers"]
     digest = hashlib.sha256()  # of bytes: a sum would depend on the processor

@@ -1,8 +1,9 @@
-"""Progress with rate and time left on a terminal; a line of log for each step elsewhere."""
+"""Progress with rate and time left on a terminal or in a notebook; a line of log for each step elsewhere."""
 
 import logging
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Self
 
 from rich.console import Console
@@ -26,7 +27,8 @@ class Progress:
         self._bar = RichProgress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"),
             TextColumn("{task.fields[note]}"), console=console, transient=True,
-        ) if console.is_terminal else None
+            refresh_per_second=1 if console.is_jupyter else 10,  # notebooks are sent, and keep, each of them
+        ) if _draws(console) else None
         self._task = None
         self._clock = clock
         self._name = ""
@@ -69,6 +71,11 @@ class Progress:
             log.info("%s %d/%d: %s (%s)", self._name, done, total, note, pace)
             return
         self._bar.update(self._task, completed=done, total=total, note=note, pace=pace, refresh=True)
+
+
+def _draws(console: Console) -> bool:
+    """Whether a bar can be drawn and drawn again; in notebooks rich takes a widget for that."""
+    return find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
 
 
 def _rate(seconds: float) -> str:

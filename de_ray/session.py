@@ -12,6 +12,7 @@ from de_ray.command import argument, command_line
 from de_ray.config import Config
 from de_ray.evaluation.members import EvaluationError
 from de_ray.evolve import Record
+from de_ray.minutes import with_minutes
 from de_ray.pipeline import Result, run
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
@@ -49,7 +50,8 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
     mirror = prepare(config, folder)
     with ended_by_sigterm():
         problem = build_problem(config.problem, config.seed, config.device)
-        config = with_threads(problem, config)  # before it is saved: a run may continue where there are other cores
+        # Before it is saved: a run may continue where there are other cores.
+        config = with_minutes(problem, with_threads(problem, config), folder)
         require_own(problem, config, folder)
         save_config(config, folder)
         tracker = Tracker.start(config.tracking, _name(problem, config), _tags(problem, config),

@@ -6,6 +6,7 @@ import logging
 import pytest
 from rich.console import Console
 
+from de_ray import progress
 from de_ray.progress import Progress
 
 
@@ -38,6 +39,18 @@ def test_without_a_terminal_a_step_is_a_line_of_log_and_nothing_is_drawn(caplog)
         progress.update(3, 20, "sparsity 40 %")
     assert len(caplog.records) == 2 and "evolve 3/20: sparsity 40 %" in caplog.text
     assert console.file.getvalue() == ""
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_has_a_bar_where_it_has_widgets_and_a_log_elsewhere(caplog, monkeypatch, widgets):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "find_spec", lambda name: object() if widgets and name == "ipywidgets" else None)
+    drawn = []
+    monkeypatch.setattr("rich.live.Live.refresh", lambda live: drawn.append(live.renderable))
+    with Progress(Console(file=io.StringIO(), force_jupyter=True)) as shown:
+        shown.stage("evolve")
+        shown.update(3, 20, "sparsity 40 %")
+    assert bool(drawn) == widgets and ("evolve 3/20" in caplog.text) != widgets
 
 
 def test_rate_and_time_left_follow_from_the_steps_made(caplog):

@@ -1,0 +1,123 @@
+"""What the parts of a compression take on this machine, by some steps and passes."""
+
+import copy
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from de_ray.config import Config
+from de_ray.device import available_threads, products, resolve_device, threads
+from de_ray.evolve import settled
+from de_ray.problem.base import Problem
+from de_ray.problem.measure import mean_divergence
+from de_ray.refit.distill import Distiller
+from de_ray.student import Student
+
+BATCH = 32
+"""Inputs of the larger steps that are timed."""
+TIMED = 2
+"""Steps that are timed, after one that is not."""
+WITHOUT_TEACHER = 0.75
+"""Of a step's time, that of a saliency's pass."""
+OTHER_PASSES = 20
+"""Passes of all calibration inputs that no schedule changes: rounded biases are measured, and what is reported."""
+REPORTED = 8
+"""The same of held-out inputs."""
+PLACEMENT, PLACEMENT_A_WEIGHT = 0.15, 5e-6
+"""Seconds for the levels of a layer, and of each of its weights, by a core of 2021."""
+PLANS = 4
+"""How often levels are placed and refitted, about, where the size of the file is given."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that parts of a compression take."""
+
+    small: float
+    """Of a step of refit with one input."""
+    large: float
+    """Of one with `BATCH` inputs."""
+    candidate: float
+    """Of a candidate on all calibration inputs, over the evaluators that work at a time."""
+    other: float
+    """Of what no schedule changes."""
+
+    def step(self, batch: float) -> float:
+        """Of a step of refit."""
+        return self.small + max(0.0, self.large - self.small) * (batch - 1) / (BATCH - 1)
+
+    def search(self, config: Config) -> float:
+        """Of all cycles, but for their refit."""
+        evolution = settled(config)
+        gradients = sum(criterion not in ("uniform", "magnitude") for criterion in evolution.criteria)
+        batches = evolution.saliency_inputs / evolution.saliency_batch
+        saliencies = gradients * batches * WITHOUT_TEACHER * self.step(evolution.saliency_batch)
+        passes = 2.0  # of the student, before and after its refit
+        if evolution.generations:
+            bred = evolution.population + (evolution.generations - 1) * (evolution.population - evolution.elite)
+            passes += bred * (1 - evolution.confirm) * min(1.0, evolution.screen + 0.5)
+            passes += (evolution.elite + len(evolution.criteria)) * evolution.confirm
+        return evolution.cycles * (saliencies + passes * self.candidate)
+
+    def total(self, config: Config) -> float:
+        """Of the whole compression."""
+        return self.other + self.search(config) + steps(config) * self.step(config.refit.batch / config.refit.workers)
+
+
+def steps(config: Config) -> int:
+    """Of refit, those of levels among them."""
+    levels = _plans(config) * config.quantization.refit_steps
+    if config.refit.method != "distill":
+        return levels
+    return config.evolution.cycles * config.refit.steps + config.refit.final_steps + levels
+
+
+def _plans(config: Config) -> int:
+    return 1 if config.target_bytes is None and config.target_ratio is None else PLANS
+
+
+def measured(problem: Problem, config: Config) -> Costs:
+    """Take some steps and passes.
+
+    Args:
+        problem: what will be compressed; it stays as it is.
+        config: with its `threads`.
+    """
+    device = resolve_device(config.device)
+    problem = replace(problem, teacher=copy.deepcopy(problem.teacher).to(device))  # it may count its passes
+    with threads(config.threads or 1), products(config.refit.precision, device), torch.enable_grad():
+        student = Student(problem.teacher, problem.layers, device)
+        small, large = (_step_seconds(problem, config, student, batch) for batch in (1, BATCH))
+        some = problem.calibration[:config.pool.batch]
+        mean_divergence(problem, student.module, some[:1])
+        started = time.perf_counter()
+        mean_divergence(problem, student.module, some)
+        seconds = (time.perf_counter() - started) / 2 / len(some)  # an input's, through one of two networks
+    calibration, layers = seconds * len(problem.calibration), len(problem.layers)
+    candidate = calibration / _evaluators(config, device)
+    quantization = config.quantization
+    widths = 1 if quantization.bits is not None else 1 + quantization.max_bits - quantization.min_bits
+    # A width's harm is measured by candidates of one layer each, which leave out what comes before it.
+    placed = widths * (PLACEMENT * layers + PLACEMENT_A_WEIGHT * problem.weights + layers / 2 * candidate)
+    reported = OTHER_PASSES * calibration + REPORTED * seconds * len(problem.held_out)
+    return Costs(small, large, candidate, _plans(config) * placed + reported)
+
+
+def _evaluators(config: Config, device: torch.device) -> float:
+    """How many candidates are evaluated in the time of one with the threads of refit."""
+    pool = config.pool
+    if device.type != "cpu":
+        return 1.0
+    actors = 1 if pool.kind == "serial" else pool.actors or max(1, available_threads() // pool.threads)
+    return actors * pool.threads / (config.threads or 1)
+
+
+def _step_seconds(problem: Problem, config: Config, student: Student, batch: int) -> float:
+    """Of a step of refit; steps of no size leave the student as it is."""
+    distiller = Distiller(student, problem, replace(config.refit, batch=batch, workers=1))
+    generator = torch.Generator().manual_seed(0)
+    distiller.run(1, lambda _: 0.0, generator)
+    started = time.perf_counter()
+    distiller.run(TIMED, lambda _: 0.0, generator)
+    return (time.perf_counter() - started) / TIMED

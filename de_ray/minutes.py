@@ -1,0 +1,128 @@
+"""A schedule that takes a number of minutes, by what its parts take on this machine.
+
+Where time is short, many small batches bring survivors closer to the teacher than few large ones, steps closer than
+candidates, and cycles closer than either (docs/RESULTS.md): the search has a share of the time, in as many cycles as it
+can, and steps have what is left.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from de_ray.checkpoint import FOLDER
+from de_ray.config import Config, EvolutionConfig
+from de_ray.costs import BATCH, Costs, measured, steps
+from de_ray.files import write_atomically
+from de_ray.problem.base import Problem
+
+log = logging.getLogger(__name__)
+
+FILE = "minutes.json"
+"""Of a run's folder: the schedule that was chosen there, and for what."""
+SCHEDULE = {"evolution": ("cycles", "generations", "population", "elite", "tournament", "saliency_inputs"),
+            "refit": ("batch", "steps", "final_steps"), "quantization": ("refit_steps",)}
+"""What a schedule is."""
+
+SEARCH_SHARE = 0.2
+"""Of the time, for saliencies and candidates."""
+SHARES = [0.9**step for step in range(1, 24)]
+"""Of candidates, generations and inputs of saliencies, and then of cycles, that are tried in a search that takes too
+long."""
+LEAST_GENERATIONS, LEAST_POPULATION, LEAST_SALIENCY_INPUTS, LEAST_CYCLES = 1, 4, 512, 6
+"""What a search keeps, of what it has."""
+LEAST_STEPS = 0.05
+"""Share of the configured steps that is left in any case."""
+LATE = 1.1
+"""How many times the minutes a schedule may take before it is warned of."""
+
+
+def with_minutes(problem: Problem, config: Config, folder: Path | None) -> Config:
+    """The configuration with a schedule that takes about `config.minutes` in their place, which are None then.
+
+    What takes less stays as it is. The file is that of the schedule, wherever it is run again.
+
+    Args:
+        problem: what will be compressed.
+        config: with its `threads`.
+        folder: of the run, which keeps what was chosen when it began; None: there is none.
+    """
+    if config.minutes is None:
+        return config
+    asked = {"minutes": config.minutes, **_schedule(config)}
+    chosen = None if folder is None else _kept(folder, asked)
+    if chosen is None:
+        chosen = _schedule(_chosen(problem, config))
+        if folder is not None and not (folder / FOLDER).exists():
+            write_atomically(folder / FILE, json.dumps({"asked": asked, "chosen": chosen}, indent=2).encode())
+    groups = {group: replace(getattr(config, group), **values) for group, values in chosen.items()}
+    return replace(config, minutes=None, **groups)
+
+
+def _schedule(config: Config) -> dict[str, dict[str, int]]:
+    """A configuration's own, by group and name."""
+    return {group: {name: getattr(getattr(config, group), name) for name in names}
+            for group, names in SCHEDULE.items()}
+
+
+def _kept(folder: Path, asked: dict) -> dict[str, dict[str, int]] | None:
+    """What was chosen in a folder for what is asked now; None where nothing was, or for something else."""
+    try:
+        found = json.loads((folder / FILE).read_text())
+        return found["chosen"] if found["asked"] == asked else None
+    except (OSError, ValueError, LookupError):  # what is measured now is held to the checkpoints, if there are any
+        return None
+
+
+def _chosen(problem: Problem, config: Config) -> Config:
+    """The configuration with a schedule that fits, by what is measured now."""
+    try:
+        costs = measured(problem, config)
+    except RuntimeError:  # a network without gradients, say, which the run itself refuses
+        return config
+    seconds = 60 * config.minutes
+    fitted = _fitted(config, costs, seconds)
+    taken, evolution, refit = costs.total(fitted), fitted.evolution, fitted.refit
+    log.log(logging.INFO if taken <= LATE * seconds else logging.WARNING,
+            "minutes=%g: %.2g by %d cycles of %d x %d candidates and %d steps, %d steps after them and %d for levels, "
+            "%d inputs each", config.minutes, taken / 60, evolution.cycles, evolution.generations,
+            evolution.population, refit.steps, refit.final_steps, fitted.quantization.refit_steps, refit.batch)
+    return fitted
+
+
+def _fitted(config: Config, costs: Costs, seconds: float) -> Config:
+    """The configuration with as long a schedule as fits into some seconds."""
+    if costs.total(config) <= seconds:
+        return config
+    room = SEARCH_SHARE * (seconds - costs.other)
+    shorter = [replace(config, evolution=evolution) for evolution in _shorter(config.evolution)]
+    lean = next((one for one in shorter if costs.search(one) <= room), shorter[-1])
+    left = seconds - costs.other - costs.search(lean)
+    refit, levels, cycles = config.refit, config.quantization.refit_steps, lean.evolution.cycles
+    times = config.evolution.cycles / cycles  # as many steps for fewer cycles
+    wanted = replace(lean, refit=replace(refit, steps=round(times * refit.steps)))
+    if steps(wanted) * costs.step(refit.batch / refit.workers) <= left:
+        return wanted
+    batch = BATCH if refit.batch > BATCH and BATCH % refit.workers == 0 else refit.batch
+    share = left / (max(1, steps(wanted)) * costs.step(batch / refit.workers))
+    share = min(max(share, LEAST_STEPS), refit.batch / batch)  # no more inputs than were asked for
+    return replace(lean, refit=replace(refit, batch=batch, steps=round(share * times * refit.steps),
+                                       final_steps=round(share * refit.final_steps)),
+                   quantization=replace(config.quantization, refit_steps=round(share * levels)))
+
+
+def _shorter(full: EvolutionConfig) -> Iterator[EvolutionConfig]:
+    """A search as it is, and shorter and shorter ones."""
+    def fewer(value: int, share: float, least: int) -> int:
+        return min(value, max(least, round(share * value)))
+
+    yield full
+    for share in SHARES:
+        population = fewer(full.population, share, LEAST_POPULATION)
+        lean = replace(full, population=population, generations=fewer(full.generations, share, LEAST_GENERATIONS),
+                       elite=min(full.elite, population), tournament=min(full.tournament, population),
+                       saliency_inputs=fewer(full.saliency_inputs, share, LEAST_SALIENCY_INPUTS))
+        yield lean
+    for share in SHARES:
+        yield replace(lean, cycles=fewer(full.cycles, share, LEAST_CYCLES))

@@ -1,0 +1,175 @@
+"""Schedules that take a number of minutes."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import de_ray
+from de_ray import minutes
+from de_ray.config import Config, EvolutionConfig, QuantizationConfig, RefitConfig, SweepConfig
+from de_ray.costs import BATCH, Costs, measured, steps
+from de_ray.minutes import FILE, with_minutes
+from de_ray.problem.custom import problem_from_model
+from de_ray.schema import CONFIG_FILE, compose, saved_config
+from de_ray.session import run_session
+
+SLOW = Costs(small=0.1, large=1.0, candidate=2.0, other=10.0)
+"""Of which the default schedule takes hours."""
+TINY = {"evolution": EvolutionConfig(cycles=8, generations=1, population=4, elite=1, saliency_inputs=16),
+        "refit": RefitConfig(batch=16, steps=6, final_steps=8), "quantization": QuantizationConfig(refit_steps=4)}
+
+
+def network(width=12):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 4)).eval()
+
+
+@pytest.fixture
+def problem():
+    return problem_from_model(network(), torch.randn(40, 16))
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """Takes the place of what is measured."""
+    def set_costs(found):
+        monkeypatch.setattr(minutes, "measured", lambda problem, config: found)
+    set_costs(SLOW)
+    return set_costs
+
+
+def fitted(problem, number, **groups):
+    return with_minutes(problem, Config(minutes=number, **groups), None)
+
+
+@pytest.mark.parametrize("number", [10, 30, 60, 120, 240, 480])
+def test_a_schedule_takes_the_minutes_that_there_are_and_no_more(problem, costs, number):
+    assert SLOW.total(Config()) > 60 * 300
+    taken = SLOW.total(fitted(problem, number))
+    assert taken <= 60 * number * 1.02
+    # It is the numbers of whole cycles, and of inputs that were asked for, that leave some of them.
+    assert taken >= 60 * number * 0.8 or fitted(problem, number).refit.batch * steps(
+        fitted(problem, number)) >= 0.98 * Config().refit.batch * steps(Config())
+
+
+def test_more_minutes_are_never_fewer_inputs_and_cycles(problem, costs):
+    found = [fitted(problem, number) for number in (8, 15, 30, 60, 120, 240, 480, 960)]
+    for fewer, more in zip(found, found[1:], strict=False):
+        assert fewer.evolution.cycles <= more.evolution.cycles <= 20
+        assert fewer.evolution.population <= more.evolution.population <= 12
+        assert fewer.refit.batch * steps(fewer) <= more.refit.batch * steps(more) * 1.02
+    assert found[-1] == Config()
+
+
+def test_small_batches_take_the_place_of_large_ones_and_no_batch_grows(problem, costs):
+    assert fitted(problem, 10).refit.batch == BATCH
+    assert fitted(problem, 2, refit=RefitConfig(batch=8)).refit.batch == 8
+    shared = fitted(problem, 10, refit=RefitConfig(batch=120, workers=3))
+    assert shared.refit.batch == 120  # which three workers can share
+
+
+def test_a_search_that_was_small_stays_and_so_does_a_baseline(problem, costs):
+    small = EvolutionConfig(cycles=3, population=2, elite=1, tournament=1, generations=1, saliency_inputs=64)
+    assert fitted(problem, 1, evolution=small).evolution == small
+    assert fitted(problem, 1, evolution=EvolutionConfig(generations=0)).evolution.generations == 0
+
+
+def test_what_has_no_distillation_is_cut_in_its_search(problem, costs):
+    closed = fitted(problem, 20, refit=RefitConfig(method="least_squares"))
+    assert closed.evolution.cycles < 20 and closed.refit.method == "least_squares"
+
+
+def test_a_schedule_that_cannot_be_short_enough_is_warned_of(problem, costs, caplog):
+    caplog.set_level(logging.WARNING)
+    fitted(problem, 0.5)
+    assert "minutes=0.5" in caplog.text
+    caplog.clear()
+    fitted(problem, 60)
+    assert not caplog.text
+
+
+def test_what_is_measured_leaves_the_problem_and_random_draws_as_they_are():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 4)
+            self.register_buffer("passes", torch.zeros(()))
+
+        def forward(self, x):
+            self.passes += 1
+            return self.layer(x)
+
+    problem = problem_from_model(Counts(), torch.randn(40, 16))
+    weight, passes, state = problem.teacher.layer.weight.clone(), problem.teacher.passes.clone(), torch.get_rng_state()
+    found = measured(problem, Config())
+    assert 0 < found.small and 0 < found.large and 0 < found.candidate < found.other
+    assert torch.equal(problem.teacher.layer.weight, weight) and torch.equal(problem.teacher.passes, passes)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_network_without_gradients_is_told_of_by_the_run_itself():
+    class Closed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 4)
+
+        @torch.no_grad()
+        def forward(self, x):
+            return self.layer(x)
+
+    with pytest.raises(ValueError, match="no gradient"):
+        de_ray.compress(Closed(), torch.randn(40, 16), minutes=1)
+
+
+def test_a_compression_that_goes_on_keeps_the_schedule_that_it_began_with(tmp_path, costs, monkeypatch):
+    inputs, costs_then = torch.randn(40, 16), replace(SLOW, small=1.0)
+
+    def compressed(folder, number):
+        return de_ray.compress(network(), inputs, minutes=number, folder=folder, progress=False, **TINY)
+
+    whole = compressed(tmp_path / "whole", 1)
+    assert 0 < len(whole.report["history"]) <= 8
+
+    from de_ray import pipeline
+    evolve = pipeline.evolve
+
+    def ended(problem, config, student, pool, folder, fingerprint, on_record, limit, units):
+        def stop(record, total):
+            on_record(record, total)
+            if record.cycle == 2:
+                raise KeyboardInterrupt
+        return evolve(problem, config, student, pool, folder, fingerprint, stop, limit, units)
+
+    monkeypatch.setattr(pipeline, "evolve", ended)
+    with pytest.raises(KeyboardInterrupt):
+        compressed(tmp_path / "cut", 1)
+    monkeypatch.setattr(pipeline, "evolve", evolve)
+    costs(costs_then)  # another time, the machine has other work beside
+    assert compressed(tmp_path / "cut", 1).data == whole.data
+
+    kept = (tmp_path / "cut" / FILE).read_bytes()
+    with pytest.raises(ValueError, match="refit"):  # other minutes are other steps
+        compressed(tmp_path / "cut", 1.5)
+    assert (tmp_path / "cut" / FILE).read_bytes() == kept
+
+
+def test_a_run_saves_its_schedule_in_place_of_the_minutes(tmp_path, cache):
+    quick = ["pool=serial", "tracking.enabled=false", "problem.teacher.epochs=1", "evolution.cycles=30",
+             "evolution.population=4", "evolution.elite=1", "evolution.generations=1", "refit.steps=1000",
+             "refit.final_steps=100000", "quantization.bits=4", "quantization.refit_steps=1000", "minutes=0.1"]
+    run_session(compose(quick), tmp_path)
+    saved = saved_config(tmp_path / CONFIG_FILE)
+    assert saved.minutes is None and saved.refit.final_steps < 100_000 and saved.refit.batch == BATCH
+
+
+@pytest.mark.parametrize(("groups", "message"), [
+    ({"minutes": 0.0}, "minutes=0.0: expected a number above 0"),
+    ({"minutes": -1.0}, "minutes=-1.0"),
+    ({"minutes": 5.0, "sweep": SweepConfig(space={"seed": [0, 1]})}, "minutes=5.0: expected null beside a sweep"),
+])
+def test_minutes_out_of_range_are_refused(groups, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**groups)
