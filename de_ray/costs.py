@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from de_ray.config import Config
 from de_ray.device import available_threads, products, resolve_device, threads
@@ -14,8 +15,8 @@ from de_ray.problem.measure import mean_divergence
 from de_ray.refit.distill import Distiller
 from de_ray.student import Student
 
-BATCH = 32
-"""Inputs of the larger steps that are timed."""
+TIMED_BATCH = 32
+"""Inputs of the larger steps that are timed, at most."""
 TIMED = 2
 """Steps that are timed, after one that is not."""
 WITHOUT_TEACHER = 0.75
@@ -34,10 +35,10 @@ PLANS = 4
 class Costs:
     """Seconds that parts of a compression take."""
 
-    small: float
-    """Of a step of refit with one input."""
-    large: float
-    """Of one with `BATCH` inputs."""
+    any_step: float
+    """Of a step of refit, but for its inputs."""
+    input: float
+    """Of an input in a step."""
     candidate: float
     """Of a candidate on all calibration inputs, over the evaluators that work at a time."""
     other: float
@@ -45,7 +46,7 @@ class Costs:
 
     def step(self, batch: float) -> float:
         """Of a step of refit."""
-        return self.small + max(0.0, self.large - self.small) * (batch - 1) / (BATCH - 1)
+        return self.any_step + batch * self.input
 
     def search(self, config: Config) -> float:
         """Of all cycles, but for their refit."""
@@ -88,12 +89,11 @@ def measured(problem: Problem, config: Config) -> Costs:
     problem = replace(problem, teacher=copy.deepcopy(problem.teacher).to(device))  # it may count its passes
     with threads(config.threads or 1), products(config.refit.precision, device), torch.enable_grad():
         student = Student(problem.teacher, problem.layers, device)
-        small, large = (_step_seconds(problem, config, student, batch) for batch in (1, BATCH))
-        some = problem.calibration[:config.pool.batch]
-        mean_divergence(problem, student.module, some[:1])
-        started = time.perf_counter()
-        mean_divergence(problem, student.module, some)
-        seconds = (time.perf_counter() - started) / 2 / len(some)  # an input's, through one of two networks
+        batch = min(TIMED_BATCH, config.refit.batch)
+        small, large = (_step_seconds(problem, config, student, size) for size in (1, batch))
+        # An input alone may take as long as several.
+        an_input = min(large / batch, max(0.0, large - small) / max(1, batch - 1))
+        seconds = _pass_seconds(problem, student, problem.calibration[:config.pool.batch])
     calibration, layers = seconds * len(problem.calibration), len(problem.layers)
     candidate = calibration / _evaluators(config, device)
     quantization = config.quantization
@@ -101,7 +101,15 @@ def measured(problem: Problem, config: Config) -> Costs:
     # A width's harm is measured by candidates of one layer each, which leave out what comes before it.
     placed = widths * (PLACEMENT * layers + PLACEMENT_A_WEIGHT * problem.weights + layers / 2 * candidate)
     reported = OTHER_PASSES * calibration + REPORTED * seconds * len(problem.held_out)
-    return Costs(small, large, candidate, _plans(config) * placed + reported)
+    return Costs(large - batch * an_input, an_input, candidate, _plans(config) * placed + reported)
+
+
+def _pass_seconds(problem: Problem, student: Student, inputs: Tensor) -> float:
+    """Of an input on its way through one of two networks."""
+    mean_divergence(problem, student.module, inputs[:1])
+    started = time.perf_counter()
+    mean_divergence(problem, student.module, inputs)
+    return (time.perf_counter() - started) / 2 / len(inputs)
 
 
 def _evaluators(config: Config, device: torch.device) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from de_ray.checkpoint import FOLDER
 from de_ray.config import Config, EvolutionConfig
-from de_ray.costs import BATCH, Costs, measured, steps
+from de_ray.costs import Costs, measured, steps
 from de_ray.files import write_atomically
 from de_ray.problem.base import Problem
 
@@ -32,13 +32,15 @@ SHARES = [0.9**step for step in range(1, 24)]
 long."""
 LEAST_GENERATIONS, LEAST_POPULATION, LEAST_SALIENCY_INPUTS, LEAST_CYCLES = 1, 4, 512, 6
 """What a search keeps, of what it has."""
+BATCH = 32
+"""Inputs a step of a refit that has not the time for all of its larger ones."""
 LEAST_STEPS = 0.05
 """Share of the configured steps that is left in any case."""
 LATE = 1.1
 """How many times the minutes a schedule may take before it is warned of."""
 
 
-def with_minutes(problem: Problem, config: Config, folder: Path | None) -> Config:
+def with_minutes(problem: Problem, config: Config, folder: Path | None = None) -> Config:
     """The configuration with a schedule that takes about `config.minutes` in their place, which are None then.
 
     What takes less stays as it is. The file is that of the schedule, wherever it is run again.
@@ -46,7 +48,7 @@ def with_minutes(problem: Problem, config: Config, folder: Path | None) -> Confi
     Args:
         problem: what will be compressed.
         config: with its `threads`.
-        folder: of the run, which keeps what was chosen when it began; None: there is none.
+        folder: which keeps what was chosen when the compression began; None: whoever calls this does.
     """
     if config.minutes is None:
         return config

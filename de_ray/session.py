@@ -51,7 +51,7 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
     with ended_by_sigterm():
         problem = build_problem(config.problem, config.seed, config.device)
         # Before it is saved: a run may continue where there are other cores.
-        config = with_minutes(problem, with_threads(problem, config), folder)
+        config = with_minutes(problem, with_threads(problem, config))
         require_own(problem, config, folder)
         save_config(config, folder)
         tracker = Tracker.start(config.tracking, _name(problem, config), _tags(problem, config),

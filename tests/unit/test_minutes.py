@@ -10,13 +10,13 @@ from torch import nn
 import de_ray
 from de_ray import minutes
 from de_ray.config import Config, EvolutionConfig, QuantizationConfig, RefitConfig, SweepConfig
-from de_ray.costs import BATCH, Costs, measured, steps
-from de_ray.minutes import FILE, with_minutes
+from de_ray.costs import Costs, measured, steps
+from de_ray.minutes import BATCH, FILE, with_minutes
 from de_ray.problem.custom import problem_from_model
 from de_ray.schema import CONFIG_FILE, compose, saved_config
 from de_ray.session import run_session
 
-SLOW = Costs(small=0.1, large=1.0, candidate=2.0, other=10.0)
+SLOW = Costs(any_step=0.1, input=0.03, candidate=2.0, other=10.0)
 """Of which the default schedule takes hours."""
 TINY = {"evolution": EvolutionConfig(cycles=8, generations=1, population=4, elite=1, saliency_inputs=16),
         "refit": RefitConfig(batch=16, steps=6, final_steps=8), "quantization": QuantizationConfig(refit_steps=4)}
@@ -42,7 +42,7 @@ def costs(monkeypatch):
 
 
 def fitted(problem, number, **groups):
-    return with_minutes(problem, Config(minutes=number, **groups), None)
+    return with_minutes(problem, Config(minutes=number, **groups))
 
 
 @pytest.mark.parametrize("number", [10, 30, 60, 120, 240, 480])
@@ -105,7 +105,7 @@ def test_what_is_measured_leaves_the_problem_and_random_draws_as_they_are():
     problem = problem_from_model(Counts(), torch.randn(40, 16))
     weight, passes, state = problem.teacher.layer.weight.clone(), problem.teacher.passes.clone(), torch.get_rng_state()
     found = measured(problem, Config())
-    assert 0 < found.small and 0 < found.large and 0 < found.candidate < found.other
+    assert found.any_step >= 0 and found.input >= 0 and 0 < found.step(64) and 0 < found.candidate < found.other
     assert torch.equal(problem.teacher.layer.weight, weight) and torch.equal(problem.teacher.passes, passes)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -125,7 +125,7 @@ def test_a_network_without_gradients_is_told_of_by_the_run_itself():
 
 
 def test_a_compression_that_goes_on_keeps_the_schedule_that_it_began_with(tmp_path, costs, monkeypatch):
-    inputs, costs_then = torch.randn(40, 16), replace(SLOW, small=1.0)
+    inputs, costs_then = torch.randn(40, 16), replace(SLOW, any_step=1.0)
 
     def compressed(folder, number):
         return de_ray.compress(network(), inputs, minutes=number, folder=folder, progress=False, **TINY)
