@@ -1,8 +1,10 @@
 """Where tensors live and how many CPU threads work on them."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,10 @@ from de_ray.checks import require
 
 log = logging.getLogger(__name__)
 
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+MOST_AT_A_TIME = 4
+"""Items of `mapped`, whose memory adds up."""
 AMPERE = (8, 0)
 """The compute capability from which on GPUs multiply tf32 and bfloat16."""
 
@@ -36,6 +42,17 @@ def available_threads() -> int:
     from loky import cpu_count  # not before it is asked: files are decoded without it
 
     return min(torch.get_num_threads(), cpu_count())
+
+
+def mapped(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """What a function makes of items, in their order, by as many threads as torch operations have just now, a few at
+    most; for work that NumPy or numba do without Python's lock."""
+    count = min(MOST_AT_A_TIME, torch.get_num_threads())
+    if count == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(count) as pool:
+        yield from pool.map(function, items)
 
 
 @contextmanager

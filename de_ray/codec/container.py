@@ -23,6 +23,7 @@ from de_ray.codec.header import VERSION, DamagedFileError, Entry, Reader, read_e
 from de_ray.codec.rangecoder import Encoder, start
 from de_ray.codec.raw import raw_bytes, raw_entry, take_raw
 from de_ray.codec.tensor import QuantizedTensor
+from de_ray.device import mapped
 
 MAGIC = b"DER"
 READABLE = (1, VERSION)
@@ -81,7 +82,7 @@ def encode(tensors: Sequence[QuantizedTensor], raw: Mapping[str, Tensor] | None 
     check_name(architecture)
     for tensor in tensors:
         check(tensor)
-        entry, found = coder.describe(tensor)
+    for entry, found in mapped(coder.describe, tensors):
         coder.add(stream, found)
         entries.append(entry)
     for name, value in raw.items():

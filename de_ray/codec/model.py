@@ -71,7 +71,7 @@ def _bit_length(value):
     return length
 
 
-@njit(cache=True)
+@njit(nogil=True, cache=True)
 def code(symbols, rows, inputs, kernel, width, period, unary, prior, decoding, stream, state, bits, probabilities):
     """Code a tensor's symbols in one direction.
 

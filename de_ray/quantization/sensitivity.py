@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from de_ray.config import QuantizationConfig
+from de_ray.device import mapped
 from de_ray.quantization.choice import LevelChoice
 from de_ray.quantization.choose import Price, choose, choose_exponents
 from de_ray.quantization.table import Evaluator, SensitivityTable
@@ -44,13 +45,15 @@ def choices_at(weights: Sequence[np.ndarray], layers: Sequence[str], config: Qua
 
         price = coded_bytes
     widths = _widths(config)
-    choices, sizes = [], np.zeros((len(weights), len(widths)), np.int64)
-    for l, weight in enumerate(weights):
-        importance = None if curvature is None else curvature[l]
+
+    def placed(layer: int) -> tuple[tuple[LevelChoice, ...], list[int]]:
+        weight, importance = weights[layer], None if curvature is None else curvature[layer]
         exponents = choose_exponents(weight, widths[len(widths) // 2], config, price, importance)
-        choices.append(tuple(choose(l, weight, bits, config, importance, exponents) for bits in widths))
-        sizes[l] = [price(choice.to_tensor(f"{layers[l]}.weight", weight)) for choice in choices[-1]]
-    return tuple(choices), sizes
+        row = tuple(choose(layer, weight, bits, config, importance, exponents) for bits in widths)
+        return row, [price(choice.to_tensor(f"{layers[layer]}.weight", weight)) for choice in row]
+
+    found = list(mapped(placed, range(len(weights))))
+    return tuple(row for row, _ in found), np.array([sizes for _, sizes in found], np.int64).reshape(-1, len(widths))
 
 
 def _widths(config: QuantizationConfig) -> tuple[int, ...]:

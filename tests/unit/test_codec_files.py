@@ -15,6 +15,7 @@ from torch import nn
 
 from de_ray import codec
 from de_ray.codec.tensor import QuantizedTensor
+from de_ray.device import threads
 from de_ray.files import write_atomically
 
 
@@ -29,6 +30,13 @@ def entropy_bytes(symbols: np.ndarray) -> float:
 def test_container_and_header_of_a_lenet_take_under_300_bytes(network) -> None:
     summary = codec.inspect(codec.encode(network(), {}, "lenet"))
     assert summary.container_bytes <= 300
+
+
+def test_a_file_does_not_depend_on_the_threads_that_write_it() -> None:
+    with threads(1):
+        alone = codec.encode(lenet300(), {}, "lenet")
+    with threads(3):
+        assert codec.encode(lenet300(), {}, "lenet") == alone
 
 
 def test_structured_sparsity_is_coded_below_its_zero_order_entropy() -> None:

@@ -1,7 +1,9 @@
+import threading
+
 import pytest
 import torch
 
-from de_ray.device import resolve_device, threads
+from de_ray.device import mapped, resolve_device, threads
 
 
 def test_threads_are_restored_after_the_block_and_after_an_error():
@@ -13,6 +15,27 @@ def test_threads_are_restored_after_the_block_and_after_an_error():
     assert torch.get_num_threads() == former
     with pytest.raises(ValueError, match="threads=0"), threads(0):
         pass
+
+
+def test_as_many_items_are_worked_on_at_a_time_as_there_are_threads_and_come_back_in_order():
+    barrier = threading.Barrier(3)  # which nobody passes alone
+
+    def waits(item):
+        barrier.wait(60)
+        return item
+
+    with threads(3):
+        assert list(mapped(waits, range(9))) == list(range(9))
+    with threads(1):
+        assert set(mapped(lambda _: threading.current_thread(), range(3))) == {threading.main_thread()}
+
+
+def test_an_item_that_fails_is_told_and_ends_the_work():
+    def fails(item):
+        raise KeyError(item)
+
+    with threads(2), pytest.raises(KeyError, match="0"):
+        list(mapped(fails, range(100)))
 
 
 def test_cpu_makes_no_call_to_cuda(monkeypatch):

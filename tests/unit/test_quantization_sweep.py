@@ -9,11 +9,12 @@ import pytest
 from ray.tune.search import Searcher
 
 from de_ray.config import QuantizationConfig
+from de_ray.device import threads
 from de_ray.quantization.allocate import allocations, lagrangian, warm_starts
 from de_ray.quantization.goal import WithinBytes, WithinDivergence
 from de_ray.quantization.pareto import Trial, make_trial, pareto
 from de_ray.quantization.search import WidthSearch
-from de_ray.quantization.sensitivity import sensitivity
+from de_ray.quantization.sensitivity import choices_at, sensitivity
 from de_ray.quantization.sweep import fixed, sweep, tolerated
 from de_ray.quantization.table import SensitivityTable
 from de_ray.quantization.tune_searcher import RoundSearcher
@@ -59,6 +60,16 @@ CONFIG = QuantizationConfig(placement="lloyd", tolerance=100.0, max_bits=6)
 
 def table_of(weights, pool, config=CONFIG):
     return sensitivity(weights, ("a", "b", "c"), pool, config, price=price)
+
+
+def test_levels_do_not_depend_on_the_threads_that_place_them(weights):
+    with threads(1):
+        alone, sizes = choices_at(weights, list("abc"), CONFIG)
+    with threads(3):
+        together, others = choices_at(weights, list("abc"), CONFIG)
+    assert np.array_equal(sizes, others)
+    for one, other in zip(sum(alone, ()), sum(together, ()), strict=True):
+        assert (one.layer, one.bits) == (other.layer, other.bits) and np.array_equal(one.levels, other.levels)
 
 
 def test_sensitivity_evaluates_every_layer_and_width_in_one_call(weights):
