@@ -2,13 +2,14 @@
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from de_ray.config import Config
-from de_ray.device import available_threads, products, resolve_device, threads
+from de_ray.device import MOST_AT_A_TIME, available_threads, products, resolve_device, threads
 from de_ray.evolve import settled
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
@@ -17,16 +18,18 @@ from de_ray.student import Student
 
 TIMED_BATCH = 32
 """Inputs of the larger steps that are timed, at most."""
-TIMED = 2
-"""Steps that are timed, after one that is not."""
+STEPS = 2
+"""Of which one run of refit consists that is timed: it measures tensors before the first."""
+TIMED_SECONDS = 1.0
+"""For which a part is repeated, at least: a step alone takes now more, now less."""
 WITHOUT_TEACHER = 0.75
 """Of a step's time, that of a saliency's pass."""
 OTHER_PASSES = 20
 """Passes of all calibration inputs that no schedule changes: rounded biases are measured, and what is reported."""
 REPORTED = 8
 """The same of held-out inputs."""
-PLACEMENT, PLACEMENT_A_WEIGHT = 0.15, 5e-6
-"""Seconds for the levels of a layer, and of each of its weights, by a core of 2021."""
+PLACEMENT, PLACEMENT_A_BIT = 0.15, 4e-7
+"""Seconds for the levels of a layer at a width, and beside them of each bit of each weight, by a core of 2021."""
 PLANS = 4
 """How often levels are placed and refitted, about, where the size of the file is given."""
 
@@ -96,10 +99,12 @@ def measured(problem: Problem, config: Config) -> Costs:
         seconds = _pass_seconds(problem, student, problem.calibration[:config.pool.batch])
     calibration, layers = seconds * len(problem.calibration), len(problem.layers)
     candidate = calibration / _evaluators(config, device)
-    quantization = config.quantization
-    widths = 1 if quantization.bits is not None else 1 + quantization.max_bits - quantization.min_bits
+    asked = config.quantization
+    widths = [asked.bits] if asked.bits is not None else range(asked.min_bits, asked.max_bits + 1)
+    placed = len(widths) * PLACEMENT * layers + sum(widths) * PLACEMENT_A_BIT * problem.weights
+    placed /= min(MOST_AT_A_TIME, config.threads or 1)
     # A width's harm is measured by candidates of one layer each, which leave out what comes before it.
-    placed = widths * (PLACEMENT * layers + PLACEMENT_A_WEIGHT * problem.weights + layers / 2 * candidate)
+    placed += len(widths) * layers / 2 * candidate
     reported = OTHER_PASSES * calibration + REPORTED * seconds * len(problem.held_out)
     return Costs(large - batch * an_input, an_input, candidate, _plans(config) * placed + reported)
 
@@ -107,9 +112,16 @@ def measured(problem: Problem, config: Config) -> Costs:
 def _pass_seconds(problem: Problem, student: Student, inputs: Tensor) -> float:
     """Of an input on its way through one of two networks."""
     mean_divergence(problem, student.module, inputs[:1])
-    started = time.perf_counter()
-    mean_divergence(problem, student.module, inputs)
-    return (time.perf_counter() - started) / 2 / len(inputs)
+    return _seconds(lambda: mean_divergence(problem, student.module, inputs)) / 2 / len(inputs)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Of a run, on average."""
+    started, runs = time.perf_counter(), 0
+    while (taken := time.perf_counter() - started) < TIMED_SECONDS or not runs:
+        run()
+        runs += 1
+    return taken / runs
 
 
 def _evaluators(config: Config, device: torch.device) -> float:
@@ -126,6 +138,4 @@ def _step_seconds(problem: Problem, config: Config, student: Student, batch: int
     distiller = Distiller(student, problem, replace(config.refit, batch=batch, workers=1))
     generator = torch.Generator().manual_seed(0)
     distiller.run(1, lambda _: 0.0, generator)
-    started = time.perf_counter()
-    distiller.run(TIMED, lambda _: 0.0, generator)
-    return (time.perf_counter() - started) / TIMED
+    return _seconds(lambda: distiller.run(STEPS, lambda _: 0.0, generator)) / STEPS

@@ -62,3 +62,16 @@ anchors=10,14, 23,27
 classes={classes}
 num=2
 """
+
+
+class Counts(nn.Module):
+    """Counts its own passes."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(inputs, 4)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.layer(x)

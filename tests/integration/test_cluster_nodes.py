@@ -115,7 +115,10 @@ def test_a_run_that_waits_for_its_three_nodes_loses_one_and_gains_one_ends_in_th
 # Nodes started apart.
 
 class Apart:
-    """A head without work and two nodes of two CPUs, each started by `ray start` with folders of its own."""
+    """A head without work and two nodes of four CPUs, each started by `ray start` with folders of its own.
+
+    Ray fills half of a node's CPUs before it turns to the next one, unless it is told to spread.
+    """
 
     def __init__(self, folder, python):
         self.folder, self.python = folder, python
@@ -179,7 +182,7 @@ def apart(work, cached, python):
                 break
             time.sleep(0.2)
         for name in ("first", "second"):
-            nodes.start(name, f"--address=127.0.0.1:{port}", "--num-cpus=2")
+            nodes.start(name, f"--address=127.0.0.1:{port}", "--num-cpus=4")
         del nodes.environment["RAY_AUTH_MODE"]
         yield nodes
     finally:

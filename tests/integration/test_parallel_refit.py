@@ -17,13 +17,15 @@ from de_ray.refit.build import build_refit
 from de_ray.refit.parallel import require_gpus, worker_gpus
 from de_ray.student import Student
 from tests.networks import mlp_problem
+from tests.warm import warm_workers
 
 
 @pytest.fixture(scope="module")
 def no_session():
     """Refit starts Ray itself."""
     ray.shutdown()
-    yield
+    with warm_workers():
+        yield
     ray.shutdown()
 
 

@@ -15,6 +15,7 @@ from de_ray.minutes import BATCH, FILE, with_minutes
 from de_ray.problem.custom import problem_from_model
 from de_ray.schema import CONFIG_FILE, compose, saved_config
 from de_ray.session import run_session
+from tests.networks import Counts
 
 SLOW = Costs(any_step=0.1, input=0.03, candidate=2.0, other=10.0)
 """Of which the default schedule takes hours."""
@@ -92,17 +93,7 @@ def test_a_schedule_that_cannot_be_short_enough_is_warned_of(problem, costs, cap
 
 
 def test_what_is_measured_leaves_the_problem_and_random_draws_as_they_are():
-    class Counts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(16, 4)
-            self.register_buffer("passes", torch.zeros(()))
-
-        def forward(self, x):
-            self.passes += 1
-            return self.layer(x)
-
-    problem = problem_from_model(Counts(), torch.randn(40, 16))
+    problem = problem_from_model(Counts(16), torch.randn(40, 16))
     weight, passes, state = problem.teacher.layer.weight.clone(), problem.teacher.passes.clone(), torch.get_rng_state()
     found = measured(problem, Config())
     assert found.any_step >= 0 and found.input >= 0 and 0 < found.step(64) and 0 < found.candidate < found.other

@@ -13,6 +13,7 @@ from de_ray.schema import CONFIG_FILE, compose, saved_config
 from de_ray.session import run_session
 from de_ray.sweep.trial import own_config
 from de_ray.workload import with_threads
+from tests.networks import Counts
 
 CORES = 8
 
@@ -65,17 +66,7 @@ def test_trials_that_share_the_cores_have_one_each():
 
 
 def test_counting_leaves_the_teacher_and_its_buffers_alone():
-    class Counts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(4, 3)
-            self.register_buffer("passes", torch.zeros(()))
-
-        def forward(self, x):
-            self.passes += 1
-            return self.layer(x)
-
-    problem = problem_from_model(Counts(), torch.randn(10, 4))
+    problem = problem_from_model(Counts(4), torch.randn(10, 4))
     before = problem.teacher.passes.clone()
     with_threads(problem, Config())
     assert torch.equal(problem.teacher.passes, before)
