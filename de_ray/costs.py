@@ -40,22 +40,24 @@ class Costs:
 
     any_step: float
     """Of a step of refit, but for its inputs."""
-    input: float
+    an_input: float
     """Of an input in a step."""
     candidate: float
     """Of a candidate on all calibration inputs, over the evaluators that work at a time."""
     other: float
     """Of what no schedule changes."""
+    inputs: int
+    """How many there are for saliencies, no seconds."""
 
     def step(self, batch: float) -> float:
         """Of a step of refit."""
-        return self.any_step + batch * self.input
+        return self.any_step + batch * self.an_input
 
     def search(self, config: Config) -> float:
         """Of all cycles, but for their refit."""
         evolution = settled(config)
         gradients = sum(criterion not in ("uniform", "magnitude") for criterion in evolution.criteria)
-        batches = evolution.saliency_inputs / evolution.saliency_batch
+        batches = min(self.inputs, evolution.saliency_inputs) / evolution.saliency_batch
         saliencies = gradients * batches * WITHOUT_TEACHER * self.step(evolution.saliency_batch)
         passes = 2.0  # of the student, before and after its refit
         if evolution.generations:
@@ -106,7 +108,7 @@ def measured(problem: Problem, config: Config) -> Costs:
     # A width's harm is measured by candidates of one layer each, which leave out what comes before it.
     placed += len(widths) * layers / 2 * candidate
     reported = OTHER_PASSES * calibration + REPORTED * seconds * len(problem.held_out)
-    return Costs(large - batch * an_input, an_input, candidate, _plans(config) * placed + reported)
+    return Costs(large - batch * an_input, an_input, candidate, _plans(config) * placed + reported, len(problem.inputs))
 
 
 def _pass_seconds(problem: Problem, student: Student, inputs: Tensor) -> float:

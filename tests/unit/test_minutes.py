@@ -17,7 +17,7 @@ from de_ray.schema import CONFIG_FILE, compose, saved_config
 from de_ray.session import run_session
 from tests.networks import Counts
 
-SLOW = Costs(any_step=0.1, input=0.03, candidate=2.0, other=10.0)
+SLOW = Costs(any_step=0.1, an_input=0.03, candidate=2.0, other=10.0, inputs=4000)
 """Of which the default schedule takes hours."""
 TINY = {"evolution": EvolutionConfig(cycles=8, generations=1, population=4, elite=1, saliency_inputs=16),
         "refit": RefitConfig(batch=16, steps=6, final_steps=8), "quantization": QuantizationConfig(refit_steps=4)}
@@ -72,6 +72,13 @@ def test_small_batches_take_the_place_of_large_ones_and_no_batch_grows(problem, 
     assert shared.refit.batch == 120  # which three workers can share
 
 
+def test_saliencies_cost_no_more_than_there_are_inputs(problem):
+    few = replace(SLOW, inputs=64)
+    assert few.search(Config()) < SLOW.search(Config())
+    assert few.search(Config()) == few.search(Config(evolution=EvolutionConfig(saliency_inputs=64)))
+    assert measured(problem, Config()).inputs == len(problem.inputs)
+
+
 def test_a_search_that_was_small_stays_and_so_does_a_baseline(problem, costs):
     small = EvolutionConfig(cycles=3, population=2, elite=1, tournament=1, generations=1, saliency_inputs=64)
     assert fitted(problem, 1, evolution=small).evolution == small
@@ -96,7 +103,7 @@ def test_what_is_measured_leaves_the_problem_and_random_draws_as_they_are():
     problem = problem_from_model(Counts(16), torch.randn(40, 16))
     weight, passes, state = problem.teacher.layer.weight.clone(), problem.teacher.passes.clone(), torch.get_rng_state()
     found = measured(problem, Config())
-    assert found.any_step >= 0 and found.input >= 0 and 0 < found.step(64) and 0 < found.candidate < found.other
+    assert found.any_step >= 0 and found.an_input >= 0 and 0 < found.step(64) and 0 < found.candidate < found.other
     assert torch.equal(problem.teacher.layer.weight, weight) and torch.equal(problem.teacher.passes, passes)
     assert torch.equal(torch.get_rng_state(), state)
 
