@@ -52,18 +52,18 @@ def with_minutes(problem: Problem, config: Config, folder: Path | None = None) -
     """
     if config.minutes is None:
         return config
-    asked = {"minutes": config.minutes, **_schedule(config)}
+    asked = {"minutes": config.minutes, **schedule(config)}
     chosen = None if folder is None else _kept(folder, asked)
     if chosen is None:
-        chosen = _schedule(_chosen(problem, config))
+        chosen = schedule(_chosen(problem, config))
         if folder is not None and not (folder / FOLDER).exists():
             write_atomically(folder / FILE, json.dumps({"asked": asked, "chosen": chosen}, indent=2).encode())
     groups = {group: replace(getattr(config, group), **values) for group, values in chosen.items()}
     return replace(config, minutes=None, **groups)
 
 
-def _schedule(config: Config) -> dict[str, dict[str, int]]:
-    """A configuration's own, by group and name."""
+def schedule(config: Config) -> dict[str, dict[str, int]]:
+    """What decides how long a compression takes, by group and name."""
     return {group: {name: getattr(getattr(config, group), name) for name in names}
             for group, names in SCHEDULE.items()}
 
@@ -109,9 +109,12 @@ def _fitted(config: Config, costs: Costs, seconds: float) -> Config:
     batch = BATCH if refit.batch > BATCH and BATCH % refit.workers == 0 else refit.batch
     share = left / (max(1, steps(wanted)) * costs.step(batch / refit.workers))
     share = min(max(share, LEAST_STEPS), refit.batch / batch)  # no more inputs than were asked for
-    return replace(lean, refit=replace(refit, batch=batch, steps=round(share * times * refit.steps),
-                                       final_steps=round(share * refit.final_steps)),
-                   quantization=replace(config.quantization, refit_steps=round(share * levels)))
+    def some(full: int, share: float) -> int:
+        return max(min(full, 1), round(share * full))  # a refit that has steps keeps one
+
+    return replace(lean, refit=replace(refit, batch=batch, steps=some(refit.steps, share * times),
+                                       final_steps=some(refit.final_steps, share)),
+                   quantization=replace(config.quantization, refit_steps=some(levels, share)))
 
 
 def _shorter(full: EvolutionConfig) -> Iterator[EvolutionConfig]:

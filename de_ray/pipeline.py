@@ -22,7 +22,7 @@ from de_ray.evaluation.build import build_pool
 from de_ray.evaluation.capture import PROBE
 from de_ray.evolve import OnRecord, evolve
 from de_ray.files import write_atomically
-from de_ray.minutes import with_minutes
+from de_ray.minutes import schedule, with_minutes
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import measure
 from de_ray.quantization.scales import row_scales
@@ -114,7 +114,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                 "student": measured["metrics"], "decoded": problem.metrics(decoded), "decoded_equals_student": True,
                 "history": history}
     report |= {**evaluated, "target_bytes": limit, "seconds": clock.seconds, "seed": config.seed,
-               "versions": versions()}
+               "schedule": schedule(config), "versions": versions()}
     model = codec.fill(decoded.cpu(), state)  # again: a network may count its own passes in a buffer
     return Result(data, report, student.module.eval(), model, _survivors(problem, weights, quantized))
 

@@ -85,6 +85,12 @@ def test_a_search_that_was_small_stays_and_so_does_a_baseline(problem, costs):
     assert fitted(problem, 1, evolution=EvolutionConfig(generations=0)).evolution.generations == 0
 
 
+def test_a_refit_keeps_a_step_where_it_had_any(problem, costs):
+    few = RefitConfig(steps=3, final_steps=8)
+    assert fitted(problem, 0.01, refit=few).refit.steps == fitted(problem, 0.01, refit=few).refit.final_steps == 1
+    assert fitted(problem, 0.01, refit=RefitConfig(steps=0)).refit.steps == 0
+
+
 def test_what_has_no_distillation_is_cut_in_its_search(problem, costs):
     closed = fitted(problem, 20, refit=RefitConfig(method="least_squares"))
     assert closed.evolution.cycles < 20 and closed.refit.method == "least_squares"
@@ -129,7 +135,8 @@ def test_a_compression_that_goes_on_keeps_the_schedule_that_it_began_with(tmp_pa
         return de_ray.compress(network(), inputs, minutes=number, folder=folder, progress=False, **TINY)
 
     whole = compressed(tmp_path / "whole", 1)
-    assert 0 < len(whole.report["history"]) <= 8
+    cycles = whole.report["schedule"]["evolution"]["cycles"]
+    assert cycles < 8 and len(whole.report["history"]) == cycles + 1
 
     from de_ray import pipeline
     evolve = pipeline.evolve
