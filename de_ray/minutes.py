@@ -109,12 +109,14 @@ def _fitted(config: Config, costs: Costs, seconds: float) -> Config:
     batch = BATCH if refit.batch > BATCH and BATCH % refit.workers == 0 else refit.batch
     share = left / (max(1, steps(wanted)) * costs.step(batch / refit.workers))
     share = min(max(share, LEAST_STEPS), refit.batch / batch)  # no more inputs than were asked for
-    def some(full: int, share: float) -> int:
-        return max(min(full, 1), round(share * full))  # a refit that has steps keeps one
+    return replace(lean, refit=replace(refit, batch=batch, steps=_part(refit.steps, share * times),
+                                       final_steps=_part(refit.final_steps, share)),
+                   quantization=replace(config.quantization, refit_steps=_part(levels, share)))
 
-    return replace(lean, refit=replace(refit, batch=batch, steps=some(refit.steps, share * times),
-                                       final_steps=some(refit.final_steps, share)),
-                   quantization=replace(config.quantization, refit_steps=some(levels, share)))
+
+def _part(steps: int, share: float) -> int:
+    """Some of a refit's steps, which has one as long as it had any: without them it would be another method."""
+    return max(min(steps, 1), round(share * steps))
 
 
 def _shorter(full: EvolutionConfig) -> Iterator[EvolutionConfig]:
