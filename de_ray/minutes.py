@@ -81,7 +81,9 @@ def _chosen(problem: Problem, config: Config) -> Config:
     """The configuration with a schedule that fits, by what is measured now."""
     try:
         costs = measured(problem, config)
-    except RuntimeError:  # a network without gradients, say, which the run itself refuses
+    except RuntimeError as error:  # a network without gradients, say, which the run itself refuses
+        log.warning("minutes=%g: steps could not be timed, and the schedule stays as it is: %s", config.minutes,
+                    str(error).partition("\n")[0])
         return config
     seconds = 60 * config.minutes
     fitted = _fitted(config, costs, seconds)
@@ -114,9 +116,9 @@ def _fitted(config: Config, costs: Costs, seconds: float) -> Config:
                    quantization=replace(config.quantization, refit_steps=_part(levels, share)))
 
 
-def _part(steps: int, share: float) -> int:
+def _part(full: int, share: float) -> int:
     """Some of a refit's steps, which has one as long as it had any: without them it would be another method."""
-    return max(min(steps, 1), round(share * steps))
+    return max(min(full, 1), round(share * full))
 
 
 def _shorter(full: EvolutionConfig) -> Iterator[EvolutionConfig]:

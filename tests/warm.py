@@ -15,7 +15,9 @@ import sys
 from collections.abc import Iterator
 
 BACKLOG = 64
-START_SECONDS = 120
+"""Workers that may ask at a time."""
+END_SECONDS = 120
+"""For which the server may take to end."""
 COMMAND = "--python_worker_command="
 """What raylets are told to start workers by: an interpreter, Ray's script and its arguments."""
 
@@ -54,7 +56,7 @@ def server() -> str:
     process = subprocess.Popen([sys.executable, "-m", "tests.warm", "serve", path], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, cwd=os.path.dirname(os.path.dirname(__file__)))
     assert process.stdout.readline() == b"warm\n"
-    weakref.finalize(server, lambda: (process.communicate(timeout=START_SECONDS), folder.cleanup()))
+    weakref.finalize(server, lambda: (process.communicate(timeout=END_SECONDS), folder.cleanup()))
     return path
 
 

@@ -49,11 +49,12 @@ def fitted(problem, number, **groups):
 @pytest.mark.parametrize("number", [10, 30, 60, 120, 240, 480])
 def test_a_schedule_takes_the_minutes_that_there_are_and_no_more(problem, costs, number):
     assert SLOW.total(Config()) > 60 * 300
-    taken = SLOW.total(fitted(problem, number))
+    found = fitted(problem, number)
+    taken = SLOW.total(found)
     assert taken <= 60 * number * 1.02
     # It is the numbers of whole cycles, and of inputs that were asked for, that leave some of them.
-    assert taken >= 60 * number * 0.8 or fitted(problem, number).refit.batch * steps(
-        fitted(problem, number)) >= 0.98 * Config().refit.batch * steps(Config())
+    assert taken >= 60 * number * 0.8 or found.refit.batch * steps(found) >= 0.98 * Config().refit.batch * steps(
+        Config())
 
 
 def test_more_minutes_are_never_fewer_inputs_and_cycles(problem, costs):
@@ -112,6 +113,15 @@ def test_what_is_measured_leaves_the_problem_and_random_draws_as_they_are():
     assert found.any_step >= 0 and found.an_input >= 0 and 0 < found.step(64) and 0 < found.candidate < found.other
     assert torch.equal(problem.teacher.layer.weight, weight) and torch.equal(problem.teacher.passes, passes)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_cannot_be_timed_keeps_its_schedule_and_is_told_of(problem, monkeypatch, caplog):
+    def fails(problem, config):
+        raise RuntimeError("no memory\nand more")
+
+    monkeypatch.setattr(minutes, "measured", fails)
+    assert fitted(problem, 1) == Config()
+    assert "minutes=1: steps could not be timed" in caplog.text and "no memory" in caplog.text
 
 
 def test_a_network_without_gradients_is_told_of_by_the_run_itself():
