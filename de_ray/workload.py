@@ -14,7 +14,7 @@ from de_ray.problem.base import Problem
 MB_A_THREAD = 4
 """Of parameters, and of activations of a batch, for each thread: with less they wait for each other longer than they
 compute. Two threads take 0.95 of the time of one for LeNet-300-100, which has 1.2 MB, 0.70 for three times its layers
-and 8 MB, 0.66 for LeNet-5 (14 MB) and 0.52 for ResNet-18 (docs/RESULTS.md)."""
+and 8 MB, 0.66 for LeNet-5 (14 MB) and 0.52 for ResNet-18 (docs/EXPERIMENTS.md)."""
 
 
 def with_threads(problem: Problem, config: Config) -> Config:
