@@ -47,7 +47,7 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
         divergence: kl (class scores, of classes in dimension 1: [N, C] or [N, C, ...]), mse or cosine.
         held_out: [H, ...] inputs for the report alone. None: the last fifth of `calibration`, kept apart.
         include: a glob of layer names that may be zeroed, or several.
-        exclude: the same of layers that stay dense.
+        exclude: the same of layers that stay dense, with a step as fine as biases have.
         evolution, refit, quantization, pool: whole configuration groups; a sparsity in the first and bits in the third
             take the place of the keywords' defaults. The default pool is this process, with `threads`;
             `PoolConfig(kind="ray")` has an actor on each core, which suits small networks.

@@ -13,11 +13,12 @@ from de_ray.device import MOST_AT_A_TIME, available_threads, products, resolve_d
 from de_ray.evolve import settled
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
+from de_ray.refit.build import build_refit
 from de_ray.refit.distill import Distiller
 from de_ray.student import Student
 
 TIMED_BATCH = 32
-"""Inputs of the larger steps that are timed, at most."""
+"""Inputs of the larger steps that are timed, and of passes, at most."""
 STEPS = 2
 """Of which one run of refit consists that is timed: it measures tensors before the first."""
 TIMED_SECONDS = 1.0
@@ -48,13 +49,15 @@ class Costs:
     """Of what no schedule changes."""
     inputs: int
     """How many there are for saliencies, no seconds."""
+    closed: float = 0.0
+    """Of a refit in closed form; 0 where there is none."""
 
     def step(self, batch: float) -> float:
         """Of a step of refit."""
         return self.any_step + batch * self.an_input
 
     def search(self, config: Config) -> float:
-        """Of all cycles, but for their refit."""
+        """Of all cycles, but for their steps of refit."""
         evolution = settled(config)
         gradients = sum(criterion not in ("uniform", "magnitude") for criterion in evolution.criteria)
         batches = min(self.inputs, evolution.saliency_inputs) / evolution.saliency_batch
@@ -64,7 +67,7 @@ class Costs:
             bred = evolution.population + (evolution.generations - 1) * (evolution.population - evolution.elite)
             passes += bred * (1 - evolution.confirm) * min(1.0, evolution.screen + 0.5)
             passes += (evolution.elite + len(evolution.criteria)) * evolution.confirm
-        return evolution.cycles * (saliencies + passes * self.candidate)
+        return evolution.cycles * (saliencies + passes * self.candidate + self.closed)
 
     def total(self, config: Config) -> float:
         """Of the whole compression."""
@@ -98,7 +101,8 @@ def measured(problem: Problem, config: Config) -> Costs:
         small, large = (_step_seconds(problem, config, student, size) for size in (1, batch))
         # An input alone may take as long as several.
         an_input = min(large / batch, max(0.0, large - small) / max(1, batch - 1))
-        seconds = _pass_seconds(problem, student, problem.calibration[:config.pool.batch])
+        seconds = _pass_seconds(problem, student, problem.calibration[:min(TIMED_BATCH, config.pool.batch)])
+        closed = _closed_seconds(problem, config, student)
     calibration, layers = seconds * len(problem.calibration), len(problem.layers)
     candidate = calibration / _evaluators(config, device)
     asked = config.quantization
@@ -108,13 +112,28 @@ def measured(problem: Problem, config: Config) -> Costs:
     # A width's harm is measured by candidates of one layer each, which leave out what comes before it.
     placed += len(widths) * layers / 2 * candidate
     reported = OTHER_PASSES * calibration + REPORTED * seconds * len(problem.held_out)
-    return Costs(large - batch * an_input, an_input, candidate, _plans(config) * placed + reported, len(problem.inputs))
+    return Costs(large - batch * an_input, an_input, candidate, _plans(config) * placed + reported, len(problem.inputs),
+                 closed)
 
 
 def _pass_seconds(problem: Problem, student: Student, inputs: Tensor) -> float:
     """Of an input on its way through one of two networks."""
     mean_divergence(problem, student.module, inputs[:1])
     return _seconds(lambda: mean_divergence(problem, student.module, inputs)) / 2 / len(inputs)
+
+
+def _closed_seconds(problem: Problem, config: Config, student: Student) -> float:
+    """Of a refit in closed form, of the student after half of its weights were zeroed; 0: there is none."""
+    if config.refit.method not in ("least_squares", "obs"):
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    for weight, mask in zip(student.weights, student.masks, strict=True):
+        mask.copy_(torch.rand(mask.shape, generator=generator) < 0.5)
+        weight.data.mul_(mask)
+    refit = build_refit(student, problem, config.refit)
+    started = time.perf_counter()
+    refit.after_cycle(generator)
+    return time.perf_counter() - started
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -1,6 +1,7 @@
 """Where tensors live and how many CPU threads work on them."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 MOST_AT_A_TIME = 4
-"""Items of `mapped`, whose memory adds up."""
+"""Items under way in `mapped`; with twice as many results at most, their memory adds up."""
 AMPERE = (8, 0)
 """The compute capability from which on GPUs multiply tf32 and bfloat16."""
 
@@ -51,8 +52,16 @@ def mapped(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
     if count == 1:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(count) as pool:
-        yield from pool.map(function, items)
+    pool, waiting = ThreadPoolExecutor(count), deque()
+    try:
+        for item in items:
+            if len(waiting) == 2 * count:  # results that nobody has taken yet take memory too
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(function, item))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an interruption is not to wait for what is under way
 
 
 @contextmanager

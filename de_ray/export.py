@@ -89,8 +89,7 @@ def _feed(names: list[str], inputs: Tensor, packing: Packing | None) -> dict[str
 
 def _names(packing: Packing | None) -> list[str]:
     """Of an ONNX network's inputs."""
-    return ["input"] if packing is None else [
-        field.place if isinstance(field.place, str) else f"input{field.place}" for field in packing.fields]
+    return ["input"] if packing is None else [field.name for field in packing.fields]
 
 
 def to_onnx(module: nn.Module, sample: Tensor) -> bytes:

@@ -7,14 +7,16 @@ can, and steps have what is left.
 
 import json
 import logging
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from de_ray.checkpoint import FOLDER
 from de_ray.config import Config, EvolutionConfig
 from de_ray.costs import Costs, measured, steps
 from de_ray.files import write_atomically
+from de_ray.fingerprint import fingerprint
 from de_ray.problem.base import Problem
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ SCHEDULE = {"evolution": ("cycles", "generations", "population", "elite", "tourn
 """What a schedule is."""
 
 SEARCH_SHARE = 0.2
-"""Of the time, for saliencies and candidates."""
+"""Of the time, for saliencies and candidates; the rest where refit takes no steps, for closed forms too."""
 SHARES = [0.9**step for step in range(1, 24)]
 """Of candidates, generations and inputs of saliencies, and then of cycles, that are tried in a search that takes too
 long."""
@@ -52,7 +54,8 @@ def with_minutes(problem: Problem, config: Config, folder: Path | None = None) -
     """
     if config.minutes is None:
         return config
-    asked = {"minutes": config.minutes, **schedule(config)}
+    asked = None if folder is None else json.loads(json.dumps({
+        "minutes": config.minutes, "quantization": asdict(config.quantization), **fingerprint(problem, config)}))
     chosen = None if folder is None else _kept(folder, asked)
     if chosen is None:
         chosen = schedule(_chosen(problem, config))
@@ -79,27 +82,41 @@ def _kept(folder: Path, asked: dict) -> dict[str, dict[str, int]] | None:
 
 def _chosen(problem: Problem, config: Config) -> Config:
     """The configuration with a schedule that fits, by what is measured now."""
+    started = time.perf_counter()
     try:
         costs = measured(problem, config)
     except RuntimeError as error:  # a network without gradients, say, which the run itself refuses
         log.warning("minutes=%g: steps could not be timed, and the schedule stays as it is: %s", config.minutes,
                     str(error).partition("\n")[0])
         return config
-    seconds = 60 * config.minutes
+    timing = time.perf_counter() - started
+    seconds = 60 * config.minutes - timing
     fitted = _fitted(config, costs, seconds)
-    taken, evolution, refit = costs.total(fitted), fitted.evolution, fitted.refit
-    log.log(logging.INFO if taken <= LATE * seconds else logging.WARNING,
-            "minutes=%g: %.2g by %d cycles of %d x %d candidates and %d steps, %d steps after them and %d for levels, "
-            "%d inputs each", config.minutes, taken / 60, evolution.cycles, evolution.generations,
-            evolution.population, refit.steps, refit.final_steps, fitted.quantization.refit_steps, refit.batch)
+    taken = costs.total(fitted)
+    if taken <= LATE * max(0.0, seconds):
+        log.info("minutes=%g: %.2g by %s", config.minutes, (timing + taken) / 60, _told(fitted))
+    else:
+        log.warning("minutes=%g: %.2g are the least there are, by %s; fewer calibration inputs take less, and so does "
+                    "quantization.bits where widths are swept", config.minutes, (timing + taken) / 60, _told(fitted))
     return fitted
+
+
+def _told(config: Config) -> str:
+    """A schedule in words."""
+    evolution, refit, levels = config.evolution, config.refit, config.quantization.refit_steps
+    search = f"{evolution.cycles} cycles of {evolution.generations} x {evolution.population} candidates"
+    if refit.method != "distill":
+        return f"{search} and {levels} steps for levels, {refit.batch} inputs each"
+    return (f"{search} and {refit.steps} steps, {refit.final_steps} steps after them and {levels} for levels, "
+            f"{refit.batch} inputs each")
 
 
 def _fitted(config: Config, costs: Costs, seconds: float) -> Config:
     """The configuration with as long a schedule as fits into some seconds."""
     if costs.total(config) <= seconds:
         return config
-    room = SEARCH_SHARE * (seconds - costs.other)
+    share = SEARCH_SHARE if config.refit.method == "distill" else 1 - SEARCH_SHARE
+    room = share * (seconds - costs.other)
     shorter = [replace(config, evolution=evolution) for evolution in _shorter(config.evolution)]
     lean = next((one for one in shorter if costs.search(one) <= room), shorter[-1])
     left = seconds - costs.other - costs.search(lean)

@@ -2,8 +2,6 @@
 
 import contextlib
 import copy
-import hashlib
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +20,7 @@ from de_ray.evaluation.build import build_pool
 from de_ray.evaluation.capture import PROBE
 from de_ray.evolve import OnRecord, evolve
 from de_ray.files import write_atomically
+from de_ray.fingerprint import fingerprint
 from de_ray.minutes import schedule, with_minutes
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import measure
@@ -173,31 +172,6 @@ def _pool_config(config: Config, device: str) -> PoolConfig:
     if config.refit.workers > 1 and device == "cuda" and config.pool.gpus is None:
         return replace(config.pool, gpus=1 - WORKER_GPUS)
     return config.pool
-
-
-def fingerprint(problem: Problem, config: Config) -> dict:
-    """What decides a run's result, for checkpoints: where and how fast it runs is left out."""
-    fields = asdict(config)
-    irrelevant = {"pool": ("kind", "actors", "gpus", "autoscale", "task_seconds")}
-    if config.target_bytes is None and config.target_ratio is None and not config.evolution.rate_weight:
-        # Nothing of it matters before its stage, but for what refit takes for no harm.
-        irrelevant["quantization"] = tuple(key for key in fields["quantization"] if key != "negligible")
-    for group, keys in irrelevant.items():
-        for key in keys:
-            del fields[group][key]
-    for key in ("resume", "tracking", "cluster", "device", "sweep", "minutes"):
-        del fields[key]
-    del fields["problem"]["data"]["workers"]
-    digest = hashlib.sha256()  # of bytes: a sum would depend on the processor
-    for parameter in problem.teacher.parameters():
-        digest.update(parameter.detach().cpu().contiguous().numpy())
-    if config.problem.calibration is not None:  # the file may have been replaced; images are decoded, which may differ
-        digest.update(problem.inputs.contiguous().numpy())
-    digest.update(problem.sources.encode())
-    # What else a network is, a `.cfg` that was edited for one; addresses differ from process to process.
-    digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(problem.teacher)).encode())
-    fields["teacher_digest"] = digest.hexdigest()
-    return fields
 
 
 def _require_equal(decoded: dict[str, Tensor], student: dict[str, Tensor]) -> None:

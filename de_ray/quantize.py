@@ -24,7 +24,7 @@ from de_ray.evolve import saliency_inputs
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
 from de_ray.quantization.biases import quantize_biases
-from de_ray.quantization.dense import is_large, quantize_large
+from de_ray.quantization.dense import large_tensors, quantize_large
 from de_ray.quantization.feedback import feed_back
 from de_ray.quantization.goal import WithinBytes
 from de_ray.quantization.limit import within
@@ -33,7 +33,7 @@ from de_ray.quantization.refit import refit_levels
 from de_ray.quantization.sensitivity import choices_at, sensitivity
 from de_ray.quantization.sweep import fixed, sweep, tolerated
 from de_ray.quantization.table import SensitivityTable
-from de_ray.rate import LARGE_BYTES, nominal, overhead
+from de_ray.rate import nominal, overhead, room_for_layers
 from de_ray.refit.build import CUT
 from de_ray.refit.objective import Objective
 from de_ray.seeds import derive, torch_generator
@@ -109,12 +109,17 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         student.load_state(pruned)
         return plan(allowance)
 
-    def make(decided: Plan) -> tuple[int, tuple[Quantized, dict[str, Tensor]]]:
-        found = _refitted(problem, config, given, decided, LARGE_BYTES)
-        size = len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared))
-        return size, (found, student.state())
+    left, rooms, sizes = limit - overhead(problem, unread), [math.inf], [0]
 
-    size, (found, state) = within(limit, limit - overhead(problem, unread), replan, make)
+    def make(decided: Plan) -> tuple[int, tuple[Quantized, dict[str, Tensor]]]:
+        room = left - decided.bytes
+        # What layers give up since a file was too large is not for large tensors to take.
+        rooms.append(min(room, rooms[-1]) if sizes[-1] > limit else room)
+        found = _refitted(problem, config, given, decided, rooms[-1])
+        sizes.append(len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared)))
+        return sizes[-1], (found, student.state())
+
+    size, (found, state) = within(limit, room_for_layers(problem, limit, unread), replan, make)
     student.load_state(state)
     if size > limit:
         log.warning("the file has %d bytes, more than the %d that were asked for; take more evolution.cycles, which "
@@ -146,8 +151,8 @@ def _plan(problem: Problem, config: Config, student: Student, pool: Pool, folder
 
 
 def _refitted(problem: Problem, config: Config, given: SaliencyInputs, plan: Plan, room: float) -> Quantized:
-    """Carry out a plan: the student is quantized, its levels are refitted and its biases rounded; `room` is what each
-    number of large dense tensors may take, in bytes."""
+    """Carry out a plan: the student is quantized, its levels are refitted and its biases rounded; `room` is what large
+    dense tensors may take, in bytes."""
     student, widths = given.student, plan.chosen.widths
     choices = plan.table.candidate(widths)
     if coarse := [choice for choice in choices if choice.bits <= plan.settings.feedback_bits]:
@@ -174,9 +179,9 @@ def _quantize_large(problem: Problem, config: Config, student: Student,
     """Round large tensors that stay dense, by name, and put the rounded values into the student.
 
     As many of the file's numbers as are theirs, so much of the tolerance is, beside layers as `place` quantizes them;
-    afterwards the layers are what they were. No number gets more bytes than `room`, on average.
+    afterwards the layers are what they were. They get no more bytes than `room`.
     """
-    large = {name: p for name, p in student.others.items() if is_large(p.shape) and p.is_floating_point()}
+    large = {name: student.others[name] for name in large_tensors(problem)}
     if not large:
         return {}
     before = student.values()
@@ -190,7 +195,7 @@ def _quantize_large(problem: Problem, config: Config, student: Student,
     base, numbers = measure({}), sum(p.numel() for p in large.values())
     share = numbers / (numbers + student.survivors)
     limit = base + share * config.quantization.tolerance * max(base, config.quantization.negligible)
-    found = quantize_large({name: before[name].numpy() for name in large}, measure, limit, room * numbers)
+    found = quantize_large({name: before[name].numpy() for name in large}, measure, limit, room)
     student.set_values({**before, **{name: torch.from_numpy(one.dequantize()) for name, one in found.items()}})
     return found
 

@@ -9,7 +9,7 @@ from de_ray.config import Config, QuantizationConfig
 from de_ray.evolution.rate import RateModel, binary_entropy
 from de_ray.evolution.schedule import Targets
 from de_ray.problem.base import Problem
-from de_ray.quantization.dense import is_large
+from de_ray.quantization.dense import large_tensors
 from de_ray.quantization.sensitivity import choices_at
 from de_ray.report import BYTES_A_PARAMETER
 from de_ray.student import Student
@@ -19,9 +19,11 @@ NOMINAL_BITS = 3
 """Width at which layers are priced where a sweep will choose the widths."""
 LEVEL_BYTES = 2
 """Of a float16 level."""
-CONTAINER_BYTES, LAYER_BYTES, OTHER_BYTES, LARGE_BYTES = 100, 34, 0.75, 0.45
-"""Of a file; of a layer beside its symbols; of a parameter that is never zeroed, 0.3 to 1 as far as seen; and of one in
-a large tensor, for which there is a coarser step."""
+CONTAINER_BYTES, LAYER_BYTES, OTHER_BYTES = 100, 34, 0.75
+"""Of a file; of a layer beside its symbols; of a parameter that is never zeroed, 0.3 to 1 as far as seen."""
+LARGE_BYTES, LEAST_LARGE_BYTES, LARGE_SHARE = 0.45, 0.15, 0.5
+"""What large dense tensors are reserved: bytes of a number, at most and at least (the coarsest step leaves 1.2 bits),
+and the share of what layers and they have together, at most."""
 
 
 def size_limit(problem: Problem, config: Config) -> int | None:
@@ -39,24 +41,30 @@ def size_limit(problem: Problem, config: Config) -> int | None:
     if not Targets(config.evolution, problem.layers).follows_sparsity.any():
         raise ValueError(f"{key}={getattr(config, key)!r}: expected null, since evolution.targets gives every layer a "
                          "sparsity of its own")
-    if limit <= overhead(problem):
-        raise ValueError(f"{key}={getattr(config, key)!r} allows {limit:,} bytes: expected more than about "
-                         f"{overhead(problem):,}, which header and parameters that are never zeroed take")
+    least = overhead(problem) + round(LEAST_LARGE_BYTES * sum(large_tensors(problem).values()))
+    if limit <= least:
+        raise ValueError(f"{key}={getattr(config, key)!r} allows {limit:,} bytes: expected more than about {least:,}, "
+                         "which header and parameters that are never zeroed take")
     return limit
 
 
+def room_for_layers(problem: Problem, limit: int, unread: int = 0) -> int:
+    """Bytes of a file of `limit` bytes that are its layers' symbols'; `unread` as `overhead` has it."""
+    left, large = limit - overhead(problem, unread), sum(large_tensors(problem).values())
+    return left - round(max(LEAST_LARGE_BYTES * large, min(LARGE_BYTES * large, LARGE_SHARE * left)))
+
+
 def overhead(problem: Problem, unread: int = 0) -> int:
-    """About the bytes of a file without its layers' symbols.
+    """About the bytes of a file without its layers' symbols and its large dense tensors.
 
     Args:
         problem: what is compressed.
         unread: parameters that are never zeroed, but for now, since they make units that nobody reads.
     """
     layers = {layer.parameter for layer in problem.layers}
-    others = [p for name, p in problem.teacher.named_parameters() if name not in layers]
-    large = sum(p.numel() for p in others if is_large(p.shape))
-    small = max(0, sum(p.numel() for p in others) - large - unread)
-    return CONTAINER_BYTES + LAYER_BYTES * len(layers) + round(OTHER_BYTES * small + LARGE_BYTES * large)
+    counted = layers | large_tensors(problem).keys()
+    others = sum(p.numel() for name, p in problem.teacher.named_parameters() if name not in counted)
+    return CONTAINER_BYTES + LAYER_BYTES * len(layers) + round(OTHER_BYTES * max(0, others - unread))
 
 
 def nominal(config: QuantizationConfig) -> QuantizationConfig:

@@ -11,7 +11,8 @@ from de_ray.checkpoint import FOLDER, require_same, told
 from de_ray.config import Config
 from de_ray.figures import draw_all
 from de_ray.files import write_atomically
-from de_ray.pipeline import Result, fingerprint
+from de_ray.fingerprint import fingerprint
+from de_ray.pipeline import Result
 from de_ray.problem.base import Problem
 from de_ray.redact import scrub
 from de_ray.report import write_json
@@ -64,22 +65,33 @@ def read_report(folder: Path) -> dict | None:
                          "again when the run continues") from error
 
 
-def require_own(problem: Problem, config: Config, folder: Path) -> None:
-    """Refuse a folder in which another run has finished or left checkpoints, or somebody else's files would be
-    replaced, before anything in it changes.
+def require_free(folder: Path) -> Config | None:
+    """Refuse a folder in which somebody else's files would be replaced, before anything in it changes.
+
+    Returns:
+        The configuration of the run that it holds; None: nothing was begun there.
 
     Raises:
-        ValueError: saying in what the runs differ, or which file is in the way.
+        ValueError: saying which file is in the way.
     """
-    finished = read_report(folder) is not None
-    begun = finished or (folder / FOLDER).is_dir()
+    begun = read_report(folder) is not None or (folder / FOLDER).is_dir()
     if (folder / STUDENT_FILE).exists() and not begun:
         raise ValueError(f"{folder / STUDENT_FILE} is there, and no run that made it: it would be replaced. Start in a "
                          "new folder")
     if not (folder / CONFIG_FILE).is_file():
-        return
+        return None
     earlier = saved_config(folder / CONFIG_FILE)  # raises for a file that no run wrote
-    if not begun:
+    return earlier if begun else None
+
+
+def require_own(problem: Problem, config: Config, folder: Path) -> None:
+    """The same of a folder in which another run has finished or left checkpoints.
+
+    Raises:
+        ValueError: saying in what the runs differ, or as `require_free`.
+    """
+    earlier, finished = require_free(folder), read_report(folder) is not None
+    if earlier is None:
         return
     then, now = fingerprint(problem, earlier), fingerprint(problem, config)
     if finished:  # its file depends on all of it

@@ -61,18 +61,13 @@ class Predictor:
         if self._packing is None:
             array = _as_type(inputs, self._dtype, "inputs")
         else:
-            wanted = {_name(field): field for field in self._packing.fields}
+            wanted = {field.name: field for field in self._packing.fields}
             given = set(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             require(given == set(wanted), "inputs", given, f"a dict of {', '.join(wanted)}")
             array = self._packing.pack({field.place: _as_type(inputs[name], field.dtype, name)
                                         for name, field in wanted.items()}, "inputs")
         with torch.inference_mode():
             return _joined([self.module(part) for part in array.split(BATCH)])
-
-
-def _name(field: Field) -> str:
-    """Of an argument, in MLflow."""
-    return str(field.place)
 
 
 def _as_type(values: Any, dtype: torch.dtype, key: str) -> Tensor:
@@ -153,7 +148,7 @@ def _signature(problem: Problem, module: nn.Module) -> Any:
 
     packing = packing_of(module)
     given = [described(sample)] if packing is None else [
-        described(value, _name(field)) for field, value in zip(packing.fields, packing.values(sample), strict=True)]
+        described(value, field.name) for field, value in zip(packing.fields, packing.values(sample), strict=True)]
     return ModelSignature(Schema(given), Schema([described(output)]) if isinstance(output, Tensor) else None)
 
 

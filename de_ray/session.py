@@ -18,7 +18,7 @@ from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
 from de_ray.progress import Progress
 from de_ray.report import print_report
-from de_ray.results import STUDENT_FILE, require_own, save_config, track_result, write_result
+from de_ray.results import STUDENT_FILE, require_free, require_own, save_config, track_result, write_result
 from de_ray.serving import saver
 from de_ray.signals import ended_by_sigterm
 from de_ray.tracking import RUN_FILE, Parent, Tracker, flatten
@@ -50,8 +50,9 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
     mirror = prepare(config, folder)
     with ended_by_sigterm():
         problem = build_problem(config.problem, config.seed, config.device)
+        require_free(folder)
         # Before it is saved: a run may continue where there are other cores.
-        config = with_minutes(problem, with_threads(problem, config))
+        config = with_minutes(problem, with_threads(problem, config), folder)
         require_own(problem, config, folder)
         save_config(config, folder)
         tracker = Tracker.start(config.tracking, _name(problem, config), _tags(problem, config),

@@ -33,8 +33,10 @@ def with_threads(problem: Problem, config: Config) -> Config:
 
 def _megabytes(problem: Problem, batch: int) -> float:
     """What a step of refit reads and keeps; 0 for a network without gradients, which the run itself refuses."""
-    network = copy.deepcopy(problem.teacher).requires_grad_(True)  # it may count its passes
+    network = copy.deepcopy(problem.teacher)  # it may count its passes
     parameters = list(network.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(parameter.is_floating_point())
     try:
         with torch.enable_grad():
             kept = bytes_an_input(lambda count: network(problem.calibration[:count].to(parameters[0].device)))

@@ -1,6 +1,7 @@
 """Label-free augmentation of inputs: images, and arrays of any other kind."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -96,7 +97,7 @@ def paste(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
     return torch.where(mask[:, None], other, images).contiguous()
 
 
-def splice(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
+def splice(inputs: Tensor, generator: torch.Generator, share: float = 1.0, axis: int | None = None) -> Tensor:
     """Replace, with probability `share`, a span of each input by what another one has in its place.
 
     What `cutmix` is to images to sequences, tokens and tables: spans lie along the longest axis, time of most series
@@ -106,14 +107,15 @@ def splice(inputs: Tensor, generator: torch.Generator, share: float = 1.0) -> Te
 
     Args:
         inputs: [N, ...] with at least one axis more, of any type.
-        generator: of the draws; on any device.
+        generator: of the draws, which do not depend on anything but N; on any device.
         share: in (0, 1].
+        axis: along which spans lie, from 0 without N's; None: the longest one.
 
     Returns:
         [N, ...], a new tensor.
     """
     n, *sizes = inputs.shape
-    axis = sizes.index(max(sizes))
+    axis = sizes.index(max(sizes)) if axis is None else axis
     partner = moved(torch.randint(n, (n,), generator=generator, device=generator.device), inputs.device)
     replaced = moved(torch.rand((n, 1), generator=generator, device=generator.device) < share, inputs.device)
     centre, extent = moved(torch.rand((2, n, 1), generator=generator, device=generator.device), inputs.device)
@@ -131,8 +133,8 @@ def together(inputs: Tensor, generator: torch.Generator, share: float = 1.0, *, 
              ways: tuple[Way | None, ...]) -> Tensor:
     """Change several arguments, each in its way.
 
-    Arguments whose longest axes are equally long, such as tokens and their masks, get the same spans of the same
-    others.
+    What is spliced gets spans of the same part of the same others, along the axis that most arguments share: tokens and
+    their features stay with their masks.
 
     Args:
         inputs: [N, words], packed.
@@ -144,16 +146,25 @@ def together(inputs: Tensor, generator: torch.Generator, share: float = 1.0, *, 
     Returns:
         [N, words], a new tensor.
     """
-    seeds: dict[tuple[Way, int], int] = {}
     values = packing.values(inputs)
+    axes = _shared_axes([value.shape[1:] if way is splice else () for value, way in zip(values, ways, strict=True)])
+    seeds: dict[Way, int] = {}
     for place, way in enumerate(ways):
         if way is None:
             continue
-        alike = way, max(values[place].shape[1:])
-        if alike not in seeds:
-            seeds[alike] = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        values[place] = way(values[place], torch.Generator(generator.device).manual_seed(seeds[alike]), share)
+        if way not in seeds:
+            seeds[way] = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        drawn = torch.Generator(generator.device).manual_seed(seeds[way])
+        along = {"axis": axes[place]} if way is splice else {}
+        values[place] = way(values[place], drawn, share, **along)
     return packing.joined(values)
+
+
+def _shared_axes(shapes: Sequence[Sequence[int]]) -> list[int | None]:
+    """Of each shape, the axis whose length the most of them have, the longest of such; None: it has none."""
+    shared = Counter(length for shape in shapes for length in set(shape))
+    return [max(range(len(shape)), key=[(shared[length], length) for length in shape].__getitem__, default=None)
+            for shape in shapes]
 
 
 def augmentation(name: str, inputs: Tensor, share: float = 0.5, packing: Packing | None = None) -> Augment | None:

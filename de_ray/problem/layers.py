@@ -55,6 +55,11 @@ def find_layers(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequ
     return layers
 
 
+def layer_weights(model: nn.Module) -> set[str]:
+    """State-dict keys of all weights that may be zeroed, whatever `include` and `exclude` say; see `find_layers`."""
+    return {layer.parameter for layer in _candidates(model, Reads(()))}
+
+
 def told_of_recomputed(model: nn.Module) -> str:
     """What to do about weights that weight norm and its like compute from other parameters; empty without them."""
     names = [name for name, module in model.named_modules()

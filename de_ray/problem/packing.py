@@ -47,6 +47,11 @@ class Field:
         """How many a sample takes."""
         return -(-self.numbers // self.in_word)
 
+    @property
+    def name(self) -> str:
+        """As files and servers have it: of an argument by position, `input` and its number."""
+        return self.place if isinstance(self.place, str) else f"input{self.place}"
+
     def __str__(self) -> str:
         name = self.place if isinstance(self.place, str) else f"argument {self.place}"
         return f"{name} {['N', *self.shape]} of {self.dtype}".replace("'", "")
@@ -96,7 +101,8 @@ class Packing:
         found, start = [], 0
         for field in self.fields:
             flat = packed[:, start:start + field.words].contiguous().view(field.dtype)[:, :field.numbers]
-            found.append(flat.reshape(packed.shape[0], *field.shape).contiguous())
+            shaped = flat.reshape(packed.shape[0], *field.shape)
+            found.append(shaped.clone(memory_format=torch.contiguous_format))  # a network may change what it is given
             start += field.words
         return found
 

@@ -1,5 +1,6 @@
 """One pass of a model that nobody knows yet: whether it and its inputs fit each other."""
 
+import inspect
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,16 @@ ROUNDING = 1e-3
 
 
 def differ(one: Tensor, other: Tensor) -> bool:
-    """Whether tensors of one shape differ by more than rounding may make of them."""
-    return float((one - other).abs().max()) > ROUNDING * float(one.abs().max())
+    """Whether tensors of one shape differ by more than rounding may make of them.
+
+    What is not finite, such as the logits of what is masked, has to be the same.
+    """
+    finite = one.isfinite() & other.isfinite()
+    same = (one == other) | (one.isnan() & other.isnan())
+    if not (finite | same).all():
+        return True
+    one, other = one[finite], other[finite]
+    return one.numel() > 0 and float((one - other).abs().max()) > ROUNDING * float(one.abs().max())
 
 
 @torch.no_grad()
@@ -50,7 +59,7 @@ def probe(teacher: nn.Module, sample: Tensor, divergence: TensorDivergence) -> i
                 output = teacher(sample)
     except Exception as error:  # the user's code on inputs that may not be meant for it
         raise ValueError(f"the model does not accept calibration {described}: "
-                         f"{type(error).__name__}: {error}{_hint(error)}") from error
+                         f"{type(error).__name__}: {error}{_hint(error, teacher)}") from error
     named = dict(leaves(output))
     tensors = list(named.values())
     if not tensors:
@@ -139,9 +148,11 @@ def refuses(teacher: nn.Module, sample: Tensor) -> bool:
         return True
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: Exception, model: nn.Module) -> str:
     """What to do about errors of the model's that are of common origin."""
     if isinstance(error, TypeError) and "argument" in str(error):
+        if packing_of(model) is not None:
+            return f"; its forward takes {inspect.signature(model.forward)}"
         return "; the inputs of a network of several arguments go into a tuple, or into a dict by name"
     if "Long" in str(error):
         return "; token indices are whole numbers of more than 8 bits, as uint8 is taken for pixels"

@@ -12,6 +12,8 @@ import numpy as np
 
 from de_ray.codec import coded_bytes
 from de_ray.codec.tensor import QuantizedTensor
+from de_ray.problem.base import Problem
+from de_ray.problem.layers import layer_weights
 from de_ray.quantization.biases import quantize_dense
 
 LARGE = 2**16
@@ -21,9 +23,18 @@ RUNGS = 28
 one is 2^-12.5 of it."""
 
 
-def is_large(shape: tuple[int, ...]) -> bool:
-    """Whether a tensor that stays dense is one of these."""
-    return len(shape) > 1 and math.prod(shape) >= LARGE
+LEAST_STEP = 2.0**-23
+"""Of a tensor's greatest magnitude: multiples of smaller steps may leave 24 bits."""
+
+
+def large_tensors(problem: Problem) -> dict[str, int]:
+    """State-dict keys of a teacher's parameters that are such tensors, and how many numbers each has.
+
+    Layers that `include` and `exclude` leave out are none: who leaves them out wants them as they are.
+    """
+    layers = layer_weights(problem.teacher) | {layer.parameter for layer in problem.layers}
+    return {name: p.numel() for name, p in problem.teacher.named_parameters()
+            if name not in layers and p.ndim > 1 and p.numel() >= LARGE and p.is_floating_point()}
 
 
 def quantize_large(tensors: Mapping[str, np.ndarray], measure: Callable[[dict[str, np.ndarray]], float], limit: float,
@@ -44,8 +55,10 @@ def quantize_large(tensors: Mapping[str, np.ndarray], measure: Callable[[dict[st
     roots = {name: float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) or 1.0  # of zeros any step will do
              for name, values in tensors.items()}
 
+    finest = {name: LEAST_STEP * float(np.abs(values).max(initial=0)) for name, values in tensors.items()}
+
     def coded(rung: int) -> dict[str, QuantizedTensor]:
-        return {name: quantize_dense(name, values, roots[name] * 2 ** (1 - rung / 2))
+        return {name: quantize_dense(name, values, max(roots[name] * 2 ** (1 - rung / 2), finest[name]))
                 for name, values in tensors.items()}
 
     def fine(rung: int) -> bool:

@@ -22,7 +22,8 @@ from de_ray.config import (
     RefitConfig,
     TeacherConfig,
 )
-from de_ray.pipeline import fingerprint, run
+from de_ray.fingerprint import fingerprint
+from de_ray.pipeline import run
 from de_ray.problem.build import build_architecture, build_problem
 from tests.networks import Branchy
 

@@ -18,7 +18,7 @@ from de_ray.cluster.join import use_token
 from de_ray.cluster.probe import shared_folders
 from de_ray.cluster.storage import Mirror, fetch, location, open_storage, tune_storage
 from de_ray.config import ClusterConfig, Config, PoolConfig, QuantizationConfig, SweepConfig
-from de_ray.pipeline import fingerprint
+from de_ray.fingerprint import fingerprint
 from de_ray.results import save_config
 from de_ray.schema import CONF, compose, refuse_without_plus, resumed
 

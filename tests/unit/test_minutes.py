@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from de_ray.config import Config, EvolutionConfig, QuantizationConfig, RefitConf
 from de_ray.costs import Costs, measured, steps
 from de_ray.minutes import BATCH, FILE, with_minutes
 from de_ray.problem.custom import problem_from_model
+from de_ray.results import STUDENT_FILE
 from de_ray.schema import CONFIG_FILE, compose, saved_config
 from de_ray.session import run_session
 from tests.networks import Counts
@@ -93,8 +95,33 @@ def test_a_refit_keeps_a_step_where_it_had_any(problem, costs):
 
 
 def test_what_has_no_distillation_is_cut_in_its_search(problem, costs):
-    closed = fitted(problem, 20, refit=RefitConfig(method="least_squares"))
+    closed = fitted(problem, 6, refit=RefitConfig(method="least_squares"))
     assert closed.evolution.cycles < 20 and closed.refit.method == "least_squares"
+
+
+def test_refits_in_closed_form_count_and_are_timed(problem, costs):
+    config = Config(refit=RefitConfig(method="obs"))
+    assert measured(problem, Config()).closed == 0 < measured(problem, config).closed
+    slow = replace(SLOW, closed=60.0)
+    assert slow.total(config) == pytest.approx(SLOW.total(config) + 20 * 60)
+    costs(slow)
+    found = fitted(problem, 20, refit=config.refit)
+    assert found.evolution.cycles < 20 and slow.total(found) <= 60 * 20 * 1.02
+
+
+def test_what_measuring_takes_is_part_of_the_minutes(problem, monkeypatch):
+    clock = iter((0.0, 600.0))
+    monkeypatch.setattr(minutes, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(minutes, "measured", lambda problem, config: SLOW)
+    assert SLOW.total(fitted(problem, 70)) <= 60 * 60 * 1.02
+
+
+def test_a_schedule_that_was_kept_is_of_its_own_network_alone(problem, costs, tmp_path):
+    first = with_minutes(problem, Config(minutes=20.0), tmp_path)
+    costs(replace(SLOW, any_step=1.0))
+    assert with_minutes(problem, Config(minutes=20.0), tmp_path) == first
+    other = problem_from_model(network(20), torch.randn(40, 16))
+    assert with_minutes(other, Config(minutes=20.0), tmp_path) != first
 
 
 def test_a_schedule_that_cannot_be_short_enough_is_warned_of(problem, costs, caplog):
@@ -178,6 +205,9 @@ def test_a_run_saves_its_schedule_in_place_of_the_minutes(tmp_path, cache):
     run_session(compose(quick), tmp_path)
     saved = saved_config(tmp_path / CONFIG_FILE)
     assert saved.minutes is None and saved.refit.final_steps < 100_000 and saved.refit.batch == BATCH
+    data = (tmp_path / STUDENT_FILE).read_bytes()
+    run_session(compose(quick), tmp_path)  # the same command once more keeps to what was chosen
+    assert saved_config(tmp_path / CONFIG_FILE) == saved and (tmp_path / STUDENT_FILE).read_bytes() == data
 
 
 @pytest.mark.parametrize(("groups", "message"), [

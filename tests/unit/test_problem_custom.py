@@ -3,6 +3,7 @@ import io
 import re
 import sys
 import textwrap
+from math import inf, nan
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from de_ray.config import (
 from de_ray.problem.build import build_problem
 from de_ray.problem.custom import import_model, problem_from_model
 from de_ray.problem.measure import mean_divergence
+from de_ray.problem.probing import differ
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(50, 6)).astype(np.float32)
@@ -558,3 +560,19 @@ def test_a_terminal_shows_cycles_and_the_time_left_unless_asked_not_to(monkeypat
     de_ray.compress(model, INPUTS, **SHORT)
     shown = drawn.getvalue()
     assert "sparsity 90.00%" in shown and " left" in shown and all(stage in shown for stage in ("evolve", "quantize"))
+
+
+@pytest.mark.parametrize(("one", "other", "expected"), [
+    ([1.0, 2.0], [1.0, 2.0], False),
+    ([1.0, 2.0], [1.0, 2.001], False),
+    ([1.0, 2.0], [1.0, 2.1], True),
+    ([1.0, -inf], [1.0, -inf], False),
+    ([1.0, -inf], [9.0, -inf], True),
+    ([1.0, -inf], [1.0, inf], True),
+    ([1.0, -inf], [1.0, 3.0], True),
+    ([1.0, nan], [1.0, nan], False),
+    ([1.0, nan], [1.0, 3.0], True),
+    ([], [], False),
+])
+def test_outputs_differ_by_more_than_rounding_or_by_what_is_not_finite(one, other, expected):
+    assert differ(torch.tensor(one), torch.tensor(other)) is expected

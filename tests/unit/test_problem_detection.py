@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from de_ray.config import Config, DataConfig, ProblemConfig, RefitConfig
-from de_ray.pipeline import fingerprint
+from de_ray.fingerprint import fingerprint
 from de_ray.problem import detection_augment
 from de_ray.problem.annotations import Annotations, read_annotations
 from de_ray.problem.bernoulli import bernoulli_kl

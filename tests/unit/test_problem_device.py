@@ -38,6 +38,32 @@ def test_an_item_that_fails_is_told_and_ends_the_work():
         list(mapped(fails, range(100)))
 
 
+def test_no_more_results_wait_than_twice_the_threads():
+    made = []
+    with threads(2):
+        for taken, _ in enumerate(mapped(lambda item: made.append(item), range(40))):
+            assert len(made) <= taken + 1 + 2 * 2
+    assert sorted(made) == list(range(40))
+
+
+def test_an_interruption_does_not_wait_for_what_is_under_way():
+    begun, go_on = threading.Event(), threading.Event()
+
+    def waits(item):
+        if item:
+            begun.set()
+            go_on.wait(60)
+        return item
+
+    with threads(2):
+        found = mapped(waits, range(10))
+        assert next(found) == 0
+        begun.wait(60)
+        found.close()
+    assert not go_on.is_set()
+    go_on.set()
+
+
 def test_cpu_makes_no_call_to_cuda(monkeypatch):
     def forbidden():
         raise AssertionError("a call to CUDA")

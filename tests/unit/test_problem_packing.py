@@ -18,6 +18,7 @@ from de_ray.__main__ import export
 from de_ray.config import EvolutionConfig, ProblemConfig, QuantizationConfig, RefitConfig
 from de_ray.evaluation.capture import capture
 from de_ray.export import OnnxNetwork, to_onnx
+from de_ray.problem.arrays import load_inputs
 from de_ray.problem.augment import augmentation
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
@@ -168,8 +169,10 @@ def test_a_network_that_changes_its_arguments_is_given_copies():
             return super().forward(image.mul_(2), row.add_(1))
 
     problem = problem_from_model(Careless(), pairs(40))
-    first, again = problem.teacher(problem.held_out), problem.teacher(problem.held_out)
-    assert torch.equal(first, again)
+    for inputs in (problem.held_out, problem.held_out[:1]):
+        before = inputs.clone()
+        first, again = problem.teacher(inputs), problem.teacher(inputs)
+        assert torch.equal(first, again) and torch.equal(inputs, before)
 
 
 def test_arguments_of_equal_length_are_spliced_alike():
@@ -191,6 +194,26 @@ def test_arguments_of_equal_length_are_spliced_alike():
     assert augmentation("auto", alone.pack({"age": arguments["age"]}, ""), 1.0, alone) is None
     with pytest.raises(ValueError, match=r"problem.augment='shift': expected images \[N, C, H, W\], got age \[N\] of"):
         augmentation("shift", alone.pack({"age": arguments["age"]}, ""), 1.0, alone)
+
+
+@pytest.mark.parametrize("features", [2, 32])  # fewer and more of them than tokens
+def test_features_of_tokens_stay_with_their_masks(features):
+    lengths = torch.randint(2, 9, (50, 1), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(8) < lengths
+    arguments = {"states": torch.rand(50, 8, features) * mask[:, :, None] + mask[:, :, None], "mask": mask,
+                 "table": torch.rand(50, 5)}
+    packing = Packing.of(arguments)
+    packed = packing.pack(arguments, "calibration")
+    states, mask, table = packing.values(
+        augmentation("auto", packed, 1.0, packing)(packed, torch.Generator().manual_seed(0)))
+    assert torch.equal((states != 0).any(2), mask) and not torch.equal(mask, arguments["mask"])
+    assert not torch.equal(table, arguments["table"])
+
+
+def test_arguments_that_the_network_does_not_take_are_told_with_those_that_it_does():
+    wrong = {"ids": tokens(40)["input_ids"]}
+    with pytest.raises(ValueError, match=r"its forward takes \(input_ids: .*attention_mask: "):
+        problem_from_model(Reader(), wrong)
 
 
 @pytest.fixture
@@ -272,6 +295,24 @@ def test_positional_arguments_are_exported():
     assert packing_of(model) == packing and packing_of(take_arguments(model)) is None
 
 
+def test_a_damaged_archive_is_a_value_error(folder):
+    whole, rng = (folder / "inputs.npz").read_bytes(), np.random.default_rng(0)
+    np.savez_compressed("packed.npz", **np.load("inputs.npz"))
+    for data in (whole, (folder / "packed.npz").read_bytes()):
+        refused = 0
+        for _ in range(60):
+            damaged = bytearray(data)
+            start = int(rng.integers(len(data) - 20))
+            damaged[start:start + 20] = rng.integers(0, 256, 20, dtype=np.uint8).tobytes()
+            (folder / "damaged.npz").write_bytes(damaged)
+            try:
+                load_inputs("damaged.npz", "problem.calibration")
+            except ValueError as error:
+                assert str(error).startswith("problem.calibration")
+                refused += 1
+        assert refused > 30
+
+
 def test_archives_without_names_are_positional(folder):
     rng = np.random.default_rng(0)
     np.savez("two.npz", rng.integers(0, 30, (40, 9)), rng.normal(size=(40, 2)))
@@ -283,6 +324,7 @@ def test_archives_without_names_are_positional(folder):
         "class One(nn.Linear):\n    def __init__(self):\n        super().__init__(6, 3)\n")
     two = build_problem(ProblemConfig(name="custom", model="plain_arguments:Plain", calibration="two.npz"), seed=0)
     assert [field.place for field in packing_of(two.teacher).fields] == [0, 1]
+    assert [field.name for field in packing_of(two.teacher).fields] == ["input0", "input1"]
     one = build_problem(ProblemConfig(name="custom", model="plain_arguments:One", calibration="one.npz"), seed=0)
     assert packing_of(one.teacher) is None and one.inputs.shape == (32, 6)
     sys.modules.pop("plain_arguments")

@@ -10,6 +10,7 @@ from torch import nn
 import de_ray
 from de_ray.codec import coded_bytes
 from de_ray.config import EvolutionConfig, QuantizationConfig, RefitConfig
+from de_ray.problem.custom import problem_from_model
 from de_ray.quantization import dense
 from de_ray.quantization.dense import quantize_large
 
@@ -62,7 +63,25 @@ def test_room_goes_before_the_limit(limit):
 def test_zeros_and_one_dimension():
     found = quantize_large({"zero": np.zeros((4, 4), np.float32)}, lambda values: 0.0, 0.0)
     assert not found["zero"].dequantize().any()
-    assert dense.is_large((2**8, 2**8)) and not dense.is_large((2**16,)) and not dense.is_large((2**8, 2**8 - 1))
+
+
+def test_a_number_that_is_far_from_all_others_is_held():
+    values = np.zeros(2**23, np.float32)
+    values[:2] = 1, -0.5
+    tensors = {"peak": values.reshape(2**11, -1)}
+    assert quantize_large(tensors, lambda _: 1.0, 0.0) == {}
+    found = quantize_large(tensors, lambda rounded: float(np.abs(rounded["peak"] - tensors["peak"]).max()), 1e-7)
+    assert np.abs(found["peak"].dequantize() - tensors["peak"]).max() <= 1e-7
+
+
+def test_tables_are_large_tensors_and_layers_that_are_left_out_are_not(monkeypatch):
+    monkeypatch.setattr(dense, "LARGE", 1000)
+    tokens = torch.randint(400, (60, 9))
+    assert dense.large_tensors(problem_from_model(Words(), tokens, divergence="mse")) == {"words.weight": 12_800}
+    left_out = problem_from_model(Words(), tokens, divergence="mse", exclude=["body"])
+    assert dense.large_tensors(left_out) == {"words.weight": 12_800}
+    monkeypatch.setattr(dense, "LARGE", 12_801)
+    assert dense.large_tensors(left_out) == {}
 
 
 class Words(nn.Module):
@@ -79,6 +98,24 @@ class Words(nn.Module):
         return self.head(self.body(self.words(tokens)).relu()).mean(1)
 
 
+def test_a_size_below_and_above_what_a_file_takes_by_itself_can_be_asked_for(monkeypatch):
+    monkeypatch.setattr(dense, "LARGE", 1000)
+    model, tokens = Words(), torch.randint(400, (60, 9), generator=torch.Generator().manual_seed(1))
+
+    def file_of(**size):
+        return de_ray.compress(model, tokens, sparsity=0.5, quantization=QuantizationConfig(refit_steps=5),
+                               divergence="mse", refit=RefitConfig(steps=5, final_steps=5), progress=False,
+                               evolution=EvolutionConfig(cycles=2, generations=0, criteria=["magnitude"]), **size)
+
+    own = len(file_of().data)
+    small, large = file_of(target_bytes=own * 2 // 3), file_of(target_bytes=own * 3)
+    assert len(small.data) <= own * 2 // 3
+    assert own < len(large.data) <= own * 3
+    assert large.report["divergence"]["held_out"] < small.report["divergence"]["held_out"]
+    with pytest.raises(ValueError, match="target_bytes=1500 allows 1,500 bytes: expected more than about"):
+        file_of(target_bytes=1500)
+
+
 @pytest.mark.parametrize(("tied", "limit"), [(False, None), (True, 11_000)])
 def test_embeddings_take_few_bits_and_the_file_is_what_was_measured(tied, limit, monkeypatch, tmp_path):
     model, tokens = Words(tied), torch.randint(400, (60, 9), generator=torch.Generator().manual_seed(1))
@@ -91,13 +128,13 @@ def test_embeddings_take_few_bits_and_the_file_is_what_was_measured(tied, limit,
         return de_ray.compress(model, tokens, sparsity=0.5, quantization=quantization, divergence="mse", **short)
 
     fine, coarse = file_of(2**30), file_of(1000)
+    state = de_ray.load(coarse.save(tmp_path / "words.der"))
     if limit is None:
         assert len(coarse.data) < 0.8 * len(fine.data)
+        assert state["words.weight"].unique().numel() < 0.5 * fine.model.words.weight.unique().numel()
     else:
-        assert len(coarse.data) <= limit
-        assert coarse.report["divergence"]["held_out"] < fine.report["divergence"]["held_out"]
-    state = de_ray.load(coarse.save(tmp_path / "words.der"))
-    assert state["words.weight"].unique().numel() < 0.5 * fine.model.words.weight.unique().numel()
+        assert 0.9 * limit < len(coarse.data) <= limit
+        assert coarse.report["divergence"]["held_out"] < 0.1 * fine.report["divergence"]["held_out"]
     loaded = de_ray.load(tmp_path / "words.der", model=copy.deepcopy(model))
     with torch.no_grad():
         assert torch.equal(loaded(tokens), coarse.model(tokens))

@@ -43,6 +43,18 @@ def test_activations_count_as_parameters_do_and_so_does_the_batch():
     assert chosen(model, inputs) > 1 == chosen(model, inputs, single)
 
 
+def test_whole_numbers_among_the_parameters_are_no_hindrance():
+    class Picks(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(784, 3_000), nn.Linear(784, 10))
+            self.order = nn.Parameter(torch.arange(784), requires_grad=False)
+
+        def forward(self, x):
+            return self[1](self[0](x).relu()[:, self.order])
+
+    assert 1 < chosen(Picks(), torch.randn(10, 784)) < CORES
+
+
 def test_a_count_that_is_given_stays():
     assert chosen(perceptron(20_000), torch.randn(10, 784), Config(threads=3)) == 3
 
