@@ -392,7 +392,8 @@ class QuantizationConfig:
     """Rise of the calibration divergence that widths may cause before levels are refitted, relative to the pruned
     student's; > 0. Large embeddings may add as much of it as of the file's numbers are theirs."""
     negligible: float = 1e-3
-    """A divergence that does not matter, in the divergence's unit, >= 0: `tolerance` is relative to no less."""
+    """A divergence that does not matter, >= 0: `tolerance` is relative to no less. In the divergence's unit; where a
+    constant output, the teacher's mean one, would cost less than 1, in multiples of what it would cost."""
     feedback_bits: int = 2
     """Widest layers, in 0..8, in which survivors that are still to be rounded make up for the errors of those that have
     been, once widths are chosen. Of wider ones the refit of levels does as well, in a smaller file; without it, 8."""

@@ -109,8 +109,9 @@ def measured(problem: Problem, config: Config) -> Costs:
     widths = [asked.bits] if asked.bits is not None else range(asked.min_bits, asked.max_bits + 1)
     placed = len(widths) * PLACEMENT * layers + sum(widths) * PLACEMENT_A_BIT * problem.weights
     placed /= min(MOST_AT_A_TIME, config.threads or 1)
-    # A width's harm is measured by candidates of one layer each, which leave out what comes before it.
-    placed += len(widths) * layers / 2 * candidate
+    if asked.bits is None:
+        # A width's harm is measured by candidates of one layer each, which leave out what comes before it.
+        placed += len(widths) * layers / 2 * candidate
     reported = OTHER_PASSES * calibration + REPORTED * seconds * len(problem.held_out)
     return Costs(large - batch * an_input, an_input, candidate, _plans(config) * placed + reported, len(problem.inputs),
                  closed)

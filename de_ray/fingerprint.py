@@ -4,6 +4,8 @@ import hashlib
 import re
 from dataclasses import asdict
 
+from torch import Tensor
+
 from de_ray.config import Config
 from de_ray.problem.base import Problem
 
@@ -22,8 +24,9 @@ def fingerprint(problem: Problem, config: Config) -> dict:
         del fields[key]
     del fields["problem"]["data"]["workers"]
     digest = hashlib.sha256()  # of bytes: a sum would depend on the processor
-    for parameter in problem.teacher.parameters():
-        digest.update(parameter.detach().cpu().contiguous().numpy())
+    for value in problem.teacher.state_dict().values():
+        if isinstance(value, Tensor) and value.is_floating_point():  # buffers that count passes are none
+            digest.update(value.detach().cpu().contiguous().numpy())
     if config.problem.calibration is not None:  # the file may have been replaced; images are decoded, which may differ
         digest.update(problem.inputs.contiguous().numpy())
     digest.update(problem.sources.encode())

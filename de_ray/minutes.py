@@ -18,6 +18,7 @@ from de_ray.costs import Costs, measured, steps
 from de_ray.files import write_atomically
 from de_ray.fingerprint import fingerprint
 from de_ray.problem.base import Problem
+from de_ray.rate import size_limit
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def with_minutes(problem: Problem, config: Config, folder: Path | None = None) -
     """
     if config.minutes is None:
         return config
+    size_limit(problem, config)  # what cannot be had is refused before anything is timed
     asked = None if folder is None else json.loads(json.dumps({
         "minutes": config.minutes, "quantization": asdict(config.quantization), **fingerprint(problem, config)}))
     chosen = None if folder is None else _kept(folder, asked)
@@ -96,8 +98,10 @@ def _chosen(problem: Problem, config: Config) -> Config:
     if taken <= LATE * max(0.0, seconds):
         log.info("minutes=%g: %.2g by %s", config.minutes, (timing + taken) / 60, _told(fitted))
     else:
-        log.warning("minutes=%g: %.2g are the least there are, by %s; fewer calibration inputs take less, and so does "
-                    "quantization.bits where widths are swept", config.minutes, (timing + taken) / 60, _told(fitted))
+        log.warning("minutes=%g: the shortest schedule takes about %.2g: %.2g for %s, and %.2g for levels and for passes "
+                    "of %d calibration and %d held-out inputs, of which fewer take less", config.minutes,
+                    (timing + taken) / 60, (taken - costs.other) / 60, _told(fitted), costs.other / 60,
+                    len(problem.calibration), len(problem.held_out))
     return fitted
 
 

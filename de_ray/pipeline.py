@@ -22,6 +22,7 @@ from de_ray.evolve import OnRecord, evolve
 from de_ray.files import write_atomically
 from de_ray.fingerprint import fingerprint
 from de_ray.minutes import schedule, with_minutes
+from de_ray.negligible import with_negligible
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import measure
 from de_ray.quantization.scales import row_scales
@@ -80,6 +81,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     with threads(config.threads), products("float32", device):
         student = Student(problem.teacher, problem.layers, device)
         _require_gradients(problem, student)
+        scaled = with_negligible(problem, config)  # not for fingerprints: processors round differently
         earlier = None if config.start is None else _earlier(student, config.start)
         with build_pool(problem, _pool_config(config, device.type), student, str(device)) as pool:
             # Not before it is needed: until then actors start while the driver works.
@@ -90,7 +92,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                 student.start_from(earlier)
                 pool.load(student)
             with clock.stage("evolve"):
-                history = evolve(problem, config, student, pool, folder, fingerprint(problem, config), on_record, limit,
+                history = evolve(problem, scaled, student, pool, folder, fingerprint(problem, config), on_record, limit,
                                  units)
             tidy(student, units())
             pool.load(student)
@@ -98,7 +100,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
             pruned = measure(problem, student.module)
             weights = [weight.cpu().numpy().copy() for weight in student.weights]
             with clock.stage("quantize"):
-                quantized = quantize(problem, config, student, pool, folder, limit, units().unread_values(student))
+                quantized = quantize(problem, scaled, student, pool, folder, limit, units().unread_values(student))
             evaluated = {"evaluations": pool.evaluations, "evaluator_peak_mb": pool.peak_mb(),
                          "saved_evaluations": sum(record["saved_evaluations"] for record in history)}
         with clock.stage("encode"):

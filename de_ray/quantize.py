@@ -30,7 +30,7 @@ from de_ray.quantization.goal import WithinBytes
 from de_ray.quantization.limit import within
 from de_ray.quantization.pareto import Trial
 from de_ray.quantization.refit import refit_levels
-from de_ray.quantization.sensitivity import choices_at, sensitivity
+from de_ray.quantization.sensitivity import choices_at, sensitivity, unmeasured
 from de_ray.quantization.sweep import fixed, sweep, tolerated
 from de_ray.quantization.table import SensitivityTable
 from de_ray.rate import nominal, overhead, room_for_layers
@@ -134,11 +134,12 @@ def _plan(problem: Problem, config: Config, student: Student, pool: Pool, folder
     names, settings = [layer.name for layer in problem.layers], config.quantization
     if allowance is not None:
         settings = fitted(weights, names, settings, curvature, allowance)
-    table = sensitivity(weights, names, pool, settings, curvature)
-    goal = tolerated(table, settings) if allowance is None else WithinBytes(allowance)
     if settings.bits is not None:
+        table = unmeasured(weights, names, settings, curvature)
         chosen = fixed(table, pool, settings.bits)
         return Plan(settings, chosen, table, [chosen])
+    table = sensitivity(weights, names, pool, settings, curvature)
+    goal = tolerated(table, settings) if allowance is None else WithinBytes(allowance)
     evaluations = pool.evaluations
     with contextlib.ExitStack() as stack:
         records = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -18,6 +18,7 @@ from de_ray.config import DIVERGENCES, ProblemConfig
 from de_ray.problem.arrays import Given, checked, load_inputs
 from de_ray.problem.augment import augmentation, spliced
 from de_ray.problem.base import Augment, Layer, Problem
+from de_ray.problem.buffers import promote
 from de_ray.problem.divergence import make_divergence
 from de_ray.problem.fold import fold_batch_norm
 from de_ray.problem.idle import empty_idle
@@ -125,6 +126,7 @@ def problem_from_model(
     check_finite(teacher)
     distance = make_divergence(divergence)
     numbers = probe(teacher, inputs[:PROBE], distance)
+    promote(teacher, inputs[:PROBE])
     take_channels_last(teacher, inputs[:PROBE])
     if calibration_size > (most := max(1, OUTPUT_NUMBERS // numbers)):
         log.info("calibration on %d inputs at most, as evaluators keep the outputs, %d numbers each", most, numbers)

@@ -18,6 +18,8 @@ PART = 8
 """Inputs of a pass."""
 LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
 """Modules whose outputs have features, or classes, along the last axis."""
+SUMS_TO_ONE = 1e-3
+"""How far sums of probabilities may be from 1: of thousands, in half precision."""
 ROUNDING = 1e-3
 """Largest difference of outputs that ought to be equal, relative to the output's largest magnitude."""
 
@@ -120,9 +122,14 @@ def _way_out(name: str) -> str:
 
 
 def _check_classes(given: Sequence[Tensor], named: Mapping[str, Tensor], last: _LastAxes, described: str) -> None:
-    """Raise `ValueError`, or warn, where classes lie last or seem to, as language models have them: kl takes dimension
-    1 for them."""
+    """Raise `ValueError`, or warn, where outputs are no logits, or classes lie last or seem to, as language models have
+    them: kl takes dimension 1 for them."""
     for name, tensor in named.items():
+        if tensor.ndim > 1 and tensor.shape[1] > 1 and (tensor >= 0).all() and (
+                (tensor.sum(1) - 1).abs().max() <= SUMS_TO_ONE):
+            raise ValueError(f"the model turns {described} into {_told(name, tensor)} of probabilities, which add up to 1 "
+                             "over dimension 1, and kl takes logits: expected what comes before the softmax, or the "
+                             f"probabilities' logarithm, or divergence=mse{_way_out(name)}")
         turned = "transpose(1, 2)" if tensor.ndim == 3 else "movedim(-1, 1)"
         told = (f"the model turns {described} into {_told(name, tensor)}, and kl takes dimension 1 for the classes: "
                 f"expected logits.{turned}, or divergence=mse{_way_out(name)}")

@@ -73,7 +73,6 @@ def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided and not tensor.is_nested else 0
 
 
-@torch.no_grad()
 def parameter_reads(model: nn.Module, sample: Tensor) -> Reads:
     """What reads a network's parameters in a pass; nothing, where a network cannot be watched.
 
@@ -81,8 +80,14 @@ def parameter_reads(model: nn.Module, sample: Tensor) -> Reads:
         model: in eval mode, on the CPU.
         sample: [N, ...] inputs that it accepts.
     """
+    return tensor_reads(model, (parameter for parameter in model.parameters() if parameter.numel()), sample)
+
+
+@torch.no_grad()
+def tensor_reads(model: nn.Module, tensors: Iterable[Tensor], sample: Tensor) -> Reads:
+    """The same of some tensors."""
     try:
-        with Reads(parameter for parameter in model.parameters() if parameter.numel()) as reads:
+        with Reads(tensors) as reads:
             model(sample)
     except Exception as error:  # noqa: BLE001 - operations of the user's own may not know of being watched
         log.info("matrices in modules of other kinds stay dense: %s", error)

@@ -32,6 +32,13 @@ def sensitivity(weights: Sequence[np.ndarray], layers: Sequence[str], pool: Eval
                             float(fitness[0]))
 
 
+def unmeasured(weights: Sequence[np.ndarray], layers: Sequence[str], config: QuantizationConfig,
+               curvature: Sequence[np.ndarray]) -> SensitivityTable:
+    """The same without divergences, which nobody asks for where `bits` is fixed: NaN."""
+    choices, sizes = choices_at(weights, layers, config, curvature)
+    return SensitivityTable(tuple(layers), _widths(config), choices, sizes, np.full(sizes.shape, np.nan), np.nan)
+
+
 def choices_at(weights: Sequence[np.ndarray], layers: Sequence[str], config: QuantizationConfig,
                curvature: Sequence[np.ndarray] | None = None,
                price: Price | None = None) -> tuple[tuple[tuple[LevelChoice, ...], ...], np.ndarray]:
