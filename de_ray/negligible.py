@@ -10,7 +10,7 @@ from de_ray.config import Config
 from de_ray.problem.base import Output, Problem
 from de_ray.problem.measure import pass_size
 
-INPUTS = 64
+INPUTS = 16
 """Calibration inputs, at most, of which it is measured what a constant output costs."""
 
 
