@@ -98,10 +98,10 @@ def _chosen(problem: Problem, config: Config) -> Config:
     if taken <= LATE * max(0.0, seconds):
         log.info("minutes=%g: %.2g by %s", config.minutes, (timing + taken) / 60, _told(fitted))
     else:
-        log.warning("minutes=%g: the shortest schedule takes about %.2g: %.2g for %s, and %.2g for levels and for passes "
-                    "of %d calibration and %d held-out inputs, of which fewer take less", config.minutes,
-                    (timing + taken) / 60, (taken - costs.other) / 60, _told(fitted), costs.other / 60,
-                    len(problem.calibration), len(problem.held_out))
+        log.warning("minutes=%g: the shortest schedule takes about %.2g minutes: %.2g for %s; %.2g for levels and for "
+                    "passes of %d calibration and %d held-out inputs, of which fewer take less; and %.2g to time them",
+                    config.minutes, (timing + taken) / 60, (taken - costs.other) / 60, _told(fitted), costs.other / 60,
+                    len(problem.calibration), len(problem.held_out), timing / 60)
     return fitted
 
 
