@@ -114,8 +114,7 @@ def _tell_of_harm(metrics: dict[str, float]) -> None:
     """Warn of a file whose outputs are far from the model's."""
     agreement, error = metrics.get("agreement", 1.0), metrics.get("relative_error", 0.0)
     if agreement < LEAST_AGREEMENT or error > MOST_ERROR:
-        told = f"{1 - agreement:.0%} of the largest scores are others"
-        told = told if agreement < 1 else f"relative error {error:.2f}"
+        told = f"relative error {error:.2f}" if error else f"{1 - agreement:.0%} of the largest scores are others"
         log.warning("the file's outputs for held-out inputs are far from the model's: %s; more calibration inputs, "
                     "steps or bits, or a lower sparsity, bring them closer", told)
 

@@ -13,7 +13,7 @@ from de_ray.device import MOST_AT_A_TIME, available_threads, products, resolve_d
 from de_ray.evolve import settled
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
-from de_ray.refit.build import build_refit
+from de_ray.refit.build import CLOSED, build_refit
 from de_ray.refit.distill import Distiller
 from de_ray.student import Student
 
@@ -125,7 +125,7 @@ def _pass_seconds(problem: Problem, student: Student, inputs: Tensor) -> float:
 
 def _closed_seconds(problem: Problem, config: Config, student: Student) -> float:
     """Of a refit in closed form, of the student after half of its weights were zeroed; 0: there is none."""
-    if config.refit.method not in ("least_squares", "obs"):
+    if config.refit.method not in CLOSED:
         return 0.0
     generator = torch.Generator().manual_seed(0)
     for weight, mask in zip(student.weights, student.masks, strict=True):

@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from de_ray.config import Config
 from de_ray.problem.base import Output, Problem
-from de_ray.problem.measure import pass_size
+from de_ray.problem.measure import mean_divergence
 
 INPUTS = 16
 """Calibration inputs, at most, of which it is measured what a constant output costs."""
@@ -33,16 +32,16 @@ def with_negligible(problem: Problem, config: Config) -> Config:
 
 def constant_divergence(problem: Problem, inputs: Tensor) -> float:
     """Mean divergence of the teacher's outputs for inputs [N, ...] from their mean over the inputs of a pass."""
-    device = next(problem.teacher.parameters()).device
-    total = 0.0
-    with torch.inference_mode():
-        for part in inputs.split(pass_size(inputs, problem.teacher(inputs[:1].to(device)))):
-            expected = problem.teacher(part.to(device))
-            total += float(problem.divergence(expected, _constant(expected)).double().sum())
-    return total / len(inputs)
+    return mean_divergence(problem, _Constant(problem.teacher), inputs)
 
 
-def _constant(output: Output) -> Output:
-    """An output whose tensors are their means over the samples."""
-    return pytree.tree_map_only(Tensor, lambda leaf: leaf.mean(0, keepdim=True).expand_as(leaf)
-                                if leaf.is_floating_point() and leaf.ndim else leaf, output)
+class _Constant(nn.Module):
+    """A network whose outputs are the means of another one's over the samples."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = network
+
+    def forward(self, inputs: Tensor) -> Output:
+        return pytree.tree_map_only(Tensor, lambda leaf: leaf.mean(0, keepdim=True).expand_as(leaf)
+                                    if leaf.is_floating_point() and leaf.ndim else leaf, self._network(inputs))

@@ -109,21 +109,22 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         student.load_state(pruned)
         return plan(allowance)
 
-    left, rooms, sizes = limit - overhead(problem, unread), [math.inf], [0]
+    room, size = math.inf, 0  # of the file before
 
     def make(decided: Plan) -> tuple[int, tuple[Quantized, dict[str, Tensor]]]:
-        room = left - decided.bytes
+        nonlocal room, size
         # What layers give up since a file was too large is not for large tensors to take.
-        rooms.append(min(room, rooms[-1]) if sizes[-1] > limit else room)
-        found = _refitted(problem, config, given, decided, rooms[-1])
-        sizes.append(len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared)))
-        return sizes[-1], (found, student.state())
+        most = room if size > limit else math.inf
+        room = min(most, limit - overhead(problem, unread) - decided.bytes)
+        found = _refitted(problem, config, given, decided, room)
+        size = len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared))
+        return size, (found, student.state())
 
-    size, (found, state) = within(limit, room_for_layers(problem, limit, unread), replan, make)
+    taken, (found, state) = within(limit, room_for_layers(problem, limit, unread), replan, make)
     student.load_state(state)
-    if size > limit:
+    if taken > limit:
         log.warning("the file has %d bytes, more than the %d that were asked for; take more evolution.cycles, which "
-                    "aim better, or lower quantization.bits", size, limit)
+                    "aim better, or lower quantization.bits", taken, limit)
     return found
 
 

@@ -15,6 +15,8 @@ from de_ray.refit.least_squares import refit_rows
 from de_ray.student import Student
 
 SERIAL = PoolConfig(kind="serial")
+CLOSED = {"least_squares": refit_rows, "obs": refit_columns}
+"""Methods in closed form."""
 CLOSED_INPUTS = 4096
 """Inputs of a closed-form refit: several times the number of unknowns of the widest row of a LeNet."""
 CUT, RAISE = 4.0, 2.0
@@ -94,7 +96,7 @@ class ClosedRefit(NoRefit):
 
     def __init__(self, student: Student, problem: Problem, config: RefitConfig) -> None:
         self._student, self._problem, self._config = student, problem, config
-        self._solve = {"least_squares": refit_rows, "obs": refit_columns}[config.method]
+        self._solve = CLOSED[config.method]
         problem.teacher.to(student.weights[0].device)
 
     def after_cycle(self, generator: torch.Generator) -> None:
@@ -164,6 +166,6 @@ def build_refit(student: Student, problem: Problem, config: RefitConfig, threads
     """The configured refit of a student; several workers have `threads` each, or the GPUs that the pool leaves."""
     if config.method == "none":
         return NoRefit()
-    if config.method in ("least_squares", "obs"):
+    if config.method in CLOSED:
         return ClosedRefit(student, problem, config)
     return DistillRefit(student, problem, config, threads, pool)
