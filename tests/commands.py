@@ -1,7 +1,8 @@
 """Commands as users type them, each in a process of its own, which forks from one that has imported torch already.
 
 Importing takes a command longer than most of what tests ask of it. What is imported early starts no threads that matter
-to a fork; Ray and MLflow, which do, and the package itself are left to each command.
+to a fork; Ray and MLflow, which do, and the package itself are left to each command. Workers of Ray that a command
+starts are forked likewise.
 """
 
 import json
@@ -14,9 +15,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.warm import server
+
 SERVER = """
 import json, os, runpy, signal, sys
 import hydra, matplotlib.pyplot, optuna, scipy.stats, sklearn.datasets, torch, torch._dynamo
+from tests.warm import warm_workers
 assert not {"ray", "mlflow", "de_ray"} & sys.modules.keys()
 
 def serve():
@@ -41,15 +45,16 @@ os.environ.update(order["environment"])
 for number, path in enumerate((os.devnull, order["out"], order["err"])):
     os.dup2(os.open(path, os.O_RDWR), number)
 first, *rest = order["arguments"]
-if first == "-c":
-    sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
-    exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
-elif first == "-m":
-    sys.argv, sys.path[0] = rest, os.getcwd()
-    runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-else:
-    sys.argv, sys.path[0] = [first, *rest], os.path.dirname(os.path.abspath(first))
-    runpy.run_path(first, run_name="__main__")
+with warm_workers(order["workers"]):
+    if first == "-c":
+        sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    elif first == "-m":
+        sys.argv, sys.path[0] = rest, os.getcwd()
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = [first, *rest], os.path.dirname(os.path.abspath(first))
+        runpy.run_path(first, run_name="__main__")
 """
 
 
@@ -82,7 +87,8 @@ class Command:
         self._python, self._arguments = python, arguments
         self._files = [tempfile.NamedTemporaryFile(mode="r", prefix="command-") for _ in range(2)]
         out, err = (file.name for file in self._files)
-        self.pid = python.ask(arguments=arguments, cwd=str(cwd), environment=dict(env), out=out, err=err)
+        self.pid = python.ask(arguments=arguments, cwd=str(cwd), environment=dict(env), out=out, err=err,
+                              workers=server())
         self._ended = os.pidfd_open(self.pid)
 
     def communicate(self, timeout: float) -> tuple[str, str]:

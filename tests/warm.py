@@ -2,7 +2,8 @@
 
 A worker that starts from nothing takes ten seconds of a processor to import PyTorch and what captures a network's
 graph, which is most of what tests of pools ask of it. Ray itself is left to each worker: it reads its environment once.
-Sessions that this process starts have such workers; commands that tests start have Ray's own.
+Sessions within pytest have such workers, and those of commands that tests start; nodes that `ray start` makes have
+Ray's own.
 
 Raylets start this file as a script in place of Ray's, to have a worker forked by the server.
 """
@@ -11,6 +12,7 @@ import contextlib
 import functools
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -23,13 +25,11 @@ COMMAND = "--python_worker_command="
 
 
 @contextlib.contextmanager
-def warm_workers() -> Iterator[None]:
-    """Nodes that this process starts meanwhile have such workers."""
+def warm_workers(path: str | None = None) -> Iterator[None]:
+    """Nodes that this process starts meanwhile have such workers, by default of a server of its own."""
     from unittest import mock
 
-    from ray._private import services
-
-    start, path = services.start_ray_process, server()
+    start, path = subprocess.Popen.__init__, path or server()
 
     def replaced(argument: str) -> str:
         if not argument.startswith(COMMAND):
@@ -37,17 +37,18 @@ def warm_workers() -> Iterator[None]:
         _, script = argument.removeprefix(COMMAND).split(" ", 1)
         return f"{COMMAND}{sys.executable} -S -E {__file__} worker {path} {script}"
 
-    def started(command: list[str], *rest: object, **named: object) -> object:
-        return start([*map(replaced, command)], *rest, **named)
+    def started(process: subprocess.Popen, command: list[str], *rest: object, **named: object) -> None:
+        if any(isinstance(argument, str) and argument.startswith(COMMAND) for argument in command):
+            command = [*map(replaced, command)]
+        start(process, command, *rest, **named)
 
-    with mock.patch.object(services, "start_ray_process", started):
+    with mock.patch.object(subprocess.Popen, "__init__", started):
         yield
 
 
 @functools.cache
 def server() -> str:
     """The socket of a server, which ends with this process."""
-    import subprocess
     import tempfile
     import weakref
 

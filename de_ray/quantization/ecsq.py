@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from de_ray.quantization.atoms import Atoms, make_atoms
+from de_ray.quantization.cells import ordered
 from de_ray.quantization.ecsq_partition import best_partition
 from de_ray.quantization.levels import lloyd_max_levels
 
@@ -108,37 +109,17 @@ def _update(atoms: Atoms, table: np.ndarray, member: np.ndarray, slope: float, z
 
 def _assign(atoms: Atoms, table: np.ndarray, bits: np.ndarray, slope: float, allow_zero: bool) -> np.ndarray:
     """The ordered assignment of least cost: for each atom its index into `table`, int [A]."""
+    x, w, n, slope = atoms.values, atoms.weights, atoms.counts, float(slope)
     if not allow_zero:
-        return _assign_ordered(atoms, slice(None), table, bits, slope)
+        return ordered(x, w, n, table, bits, slope)
     split = int(np.searchsorted(atoms.values, 0.0))
     below, above = int(np.searchsorted(table, 0.0)), int(np.searchsorted(table, 0.0, side="right"))
     parts = []
     if split:
-        parts.append(_assign_ordered(atoms, slice(0, split), table[:above], bits[:above], slope))
+        parts.append(ordered(x[:split], w[:split], n[:split], table[:above], bits[:above], slope))
     if split < len(atoms.values):
-        parts.append(below + _assign_ordered(atoms, slice(split, None), table[below:], bits[below:], slope))
+        parts.append(below + ordered(x[split:], w[split:], n[split:], table[below:], bits[below:], slope))
     return np.concatenate(parts)
-
-
-def _assign_ordered(atoms: Atoms, part: slice, table: np.ndarray, bits: np.ndarray, slope: float) -> np.ndarray:
-    """Split sorted atoms into one interval (it may be empty) for each value of the table, at least cost."""
-    x, w, n = atoms.values[part], atoms.weights[part], atoms.counts[part]
-    cost = w * (x - table[:, None]) ** 2 + slope * bits[:, None] * n  # [T, A]
-    total = np.concatenate([np.zeros((len(table), 1)), np.cumsum(cost, axis=1)], axis=1)  # [T, A + 1]
-    position = np.arange(len(x) + 1)
-    starts = np.empty((len(table), len(x) + 1), int)
-    best = total[0]  # least cost of the first a atoms with the first values alone
-    for t in range(1, len(table)):
-        gain = best - total[t]
-        least = np.minimum.accumulate(gain)
-        starts[t] = np.maximum.accumulate(np.where(gain <= least, position, 0))
-        best = total[t] + least
-    member, end = np.zeros(len(x), int), len(x)
-    for t in range(len(table) - 1, 0, -1):
-        start = starts[t, end]
-        member[start:end] = t
-        end = start
-    return member
 
 
 def _boundaries(atoms: Atoms, table: np.ndarray, member: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ quadrangle inequality (n log n is convex), so that every pair of ends has to be 
 import numpy as np
 
 from de_ray.quantization.atoms import Atoms, merge
+from de_ray.quantization.cells import interval_costs, last_cells
 
 PARTITION_ATOMS = 512
 """Distinct values up to which the partition is the global optimum."""
@@ -30,7 +31,10 @@ def best_partition(atoms: Atoms, count: int, slope: float, zeros: int,
     atoms = merge(atoms, PARTITION_ATOMS)
     n = len(atoms.values)
     split = int(np.searchsorted(atoms.values, 0.0)) if allow_zero else n
-    cell, zero_cell, prefix = _costs(atoms, slope, zeros)
+    x, w = atoms.values, atoms.weights
+    number, mass, first, second = (np.concatenate([[0.0], np.cumsum(term)])
+                                   for term in (atoms.counts, w, w * x, w * x * x))
+    cell, zero_cell = interval_costs(number, mass, first, second, float(zeros), float(slope))
     if allow_zero:
         cell[:split, split + 1:] = np.inf  # no level serves both signs
     # Cost of the first j atoms, by j: before the zero interval, and behind it (which may be empty).
@@ -42,21 +46,15 @@ def best_partition(atoms: Atoms, count: int, slope: float, zeros: int,
     best = np.full(count + 1, np.inf)
     for k in range(count + 1):
         if k:
-            through = before[:, None] + cell  # [start, end]
-            starts[0, k] = np.argmin(through, axis=0)
-            before = np.take_along_axis(through, starts[0, k][None], 0)[0]
+            before, starts[0, k] = last_cells(before, cell)
         if not allow_zero:
             best[k] = before[n]
             continue
-        through = before[:split + 1, None] + zero_cell[:split + 1]
-        entered[k] = np.argmin(through, axis=0)
-        behind[k] = np.take_along_axis(through, entered[k][None], 0)[0]
+        behind[k], entered[k] = last_cells(before[:split + 1], zero_cell)
         behind[k, :split] = np.inf
         from_zero[k] = True
         if k:
-            through = behind[k - 1, :, None] + cell
-            starts[1, k] = np.argmin(through, axis=0)
-            longer = np.take_along_axis(through, starts[1, k][None], 0)[0]
+            longer, starts[1, k] = last_cells(behind[k - 1], cell)
             from_zero[k] = behind[k] <= longer
             behind[k] = np.minimum(behind[k], longer)
         best[k] = behind[k, n]
@@ -69,28 +67,18 @@ def best_partition(atoms: Atoms, count: int, slope: float, zeros: int,
     while k:
         cells.append((starts[0, k, end], end))
         k, end = k - 1, starts[0, k, end]
-    return _table(cells, zero_cells, prefix, zeros)
+    return _table(cells, zero_cells, number, mass, first, zeros)
 
 
-def _costs(atoms: Atoms, slope: float, zeros: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Costs of atoms i..j-1 as a level's interval and as zero's, both [A + 1, A + 1], and prefix sums of n, w, w x."""
-    x, w = atoms.values, atoms.weights
-    terms = (atoms.counts, w, w * x, w * x * x)
-    n, mass, first, second = (np.concatenate([[0.0], np.cumsum(term)]) for term in terms)
-    number, total = n - n[:, None], n[-1] + zeros
-    upper = np.arange(len(n)) > np.arange(len(n))[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = second - second[:, None] - (first - first[:, None]) ** 2 / (mass - mass[:, None])
-        cell = np.where(upper, np.maximum(error, 0.0) - slope * number * np.log2(number / total), np.inf)
-        joined = np.where(number + zeros > 0, (number + zeros) * np.log2((number + zeros) / total), 0.0)
-    zero_cell = np.where(upper | np.eye(len(n), dtype=bool), second - second[:, None] - slope * joined, np.inf)
-    return cell, zero_cell, [n, mass, first]
+def _table(cells: list[tuple[int, int]], zero_cells: list[tuple[int, int]], n: np.ndarray, mass: np.ndarray,
+           first: np.ndarray, zeros: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centroids and bits of intervals, in order; zero's is left out when nothing is zero.
 
-
-def _table(cells: list[tuple[int, int]], zero_cells: list[tuple[int, int]], prefix: list[np.ndarray],
-           zeros: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centroids and bits of intervals, in order; zero's is left out when nothing is zero."""
-    n, mass, first = prefix
+    Args:
+        cells, zero_cells: intervals, as first atom and end.
+        n, mass, first: float64 [A + 1], prefix sums of counts, w and w x.
+        zeros: number of weights that are zero already.
+    """
     total = n[-1] + zeros
     rows = [((first[j] - first[i]) / (mass[j] - mass[i]), n[j] - n[i]) for i, j in cells]
     rows += [(0.0, n[j] - n[i] + zeros) for i, j in zero_cells if n[j] - n[i] + zeros > 0]

@@ -6,11 +6,10 @@ one (Bruce 1965), in O(k n log n) since the best split moves monotonically with 
 Groenlund et al., arXiv:1701.07204).
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from de_ray.quantization.atoms import Atoms, make_atoms
+from de_ray.quantization.cells import one_more_cell
 
 
 def uniform(values: np.ndarray, count: int, weights: np.ndarray | None = None) -> np.ndarray:
@@ -63,18 +62,12 @@ def lloyd_max_levels(atoms: Atoms, count: int) -> np.ndarray:
     # Prefix sums about the mean, so that squares do not cancel.
     x = atoms.values - np.average(atoms.values, weights=atoms.weights)
     w = atoms.weights
-    prefix = [np.concatenate([[0.0], np.cumsum(term)]) for term in (w, w * x, w * x * x)]
-
-    def error(i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """Weighted squared error of atoms i..j-1 about their centroid."""
-        mass, first, second = (p[j] - p[i] for p in prefix)
-        return second - first * first / mass
-
-    ends = np.arange(1, n + 1)
-    best = np.concatenate([[0.0], error(np.zeros(n, int), ends)])  # [n + 1], by number of atoms covered
+    mass, first, second = (np.concatenate([[0.0], np.cumsum(term)]) for term in (w, w * x, w * x * x))
+    # [n + 1], by number of atoms covered: the error of one cell about its centroid.
+    best = np.concatenate([[0.0], second[1:] - first[1:] * first[1:] / mass[1:]])
     splits = np.zeros((count, n + 1), np.int32)
     for k in range(1, count):
-        best, splits[k] = _one_more_cell(best, k, n, error)
+        best, splits[k] = one_more_cell(best, k, mass, first, second)
     cuts, end = [], n
     for k in range(count - 1, 0, -1):
         end = int(splits[k, end])
@@ -87,42 +80,6 @@ def nearest_error(atoms: Atoms, levels: np.ndarray) -> float:
     middles = (levels[1:] + levels[:-1]) / 2
     nearest = levels[np.searchsorted(middles, atoms.values)]
     return float(np.sum(atoms.weights * (atoms.values - nearest) ** 2)) + atoms.scatter
-
-
-def _one_more_cell(best: np.ndarray, k: int, n: int,
-                   error: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """From k to k + 1 cells.
-
-    Args:
-        best: [n + 1], least error of the first j atoms in k cells.
-        k: cells so far.
-        n: atoms.
-        error: error of a cell from its first atom and its end.
-
-    Returns:
-        The same for k + 1 cells, and the start of each optimum's last cell; both [n + 1].
-    """
-    ends = np.arange(k + 1, n + 1)  # k + 1 cells need at least so many atoms
-    value, split = np.empty(len(ends)), np.empty(len(ends), int)
-    stride = 1 << (len(ends) - 1).bit_length()
-    while stride:
-        # Every second multiple of the stride; the ones between are known, and bound the split from both sides.
-        at = np.arange(stride - 1, len(ends), 2 * stride)
-        if len(at):
-            end = ends[at]
-            low = np.where(at >= stride, split[at - stride], k)
-            known = at + stride < len(ends)
-            high = np.minimum(np.where(known, split[np.where(known, at + stride, at)], n), end - 1)
-            length = high - low + 1
-            first = np.concatenate([[0], np.cumsum(length)[:-1]])
-            start = np.arange(length.sum()) - np.repeat(first - low, length)
-            cost = best[start] + error(start, np.repeat(end, length))
-            value[at] = np.minimum.reduceat(cost, first)
-            hits = np.flatnonzero(cost == np.repeat(value[at], length))
-            split[at] = start[hits[np.searchsorted(hits, first)]]
-        stride //= 2
-    filler = np.full(k + 1, np.inf)
-    return np.concatenate([filler, value]), np.concatenate([np.zeros(k + 1, int), split])
 
 
 def _centroids(atoms: Atoms, cuts: np.ndarray) -> np.ndarray:

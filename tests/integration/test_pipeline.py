@@ -107,11 +107,15 @@ def test_the_report_counts_the_zeros_that_are_in_the_file(plain):
         assert lines[f"{layer['name']}.weight"].levels <= 2 ** layer["bits"]
 
 
-def test_a_run_leaves_no_object_out_of_the_garbage_collectors_sight(plain):
-    assert gc.get_freeze_count() == 0, "garbage among them would pile up from run to run"
+@pytest.fixture
+def in_sight():
+    """The garbage collector sees all objects, as in a user's process."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
-def test_what_was_garbage_before_a_run_is_freed_by_it(digits):
+def test_what_was_garbage_before_a_run_is_freed_by_it_and_no_object_stays_out_of_sight(digits, in_sight):
     network = nn.Linear(1, 1)
     network.itself = network
     left = weakref.ref(network)
@@ -120,6 +124,14 @@ def test_what_was_garbage_before_a_run_is_freed_by_it(digits):
     run(digits, small(evolution={"cycles": 1, "generations": 0}, refit={"steps": 0, "final_steps": 0},
                       quantization={"bits": 4, "refit_steps": 0}))
     assert left() is None
+    assert gc.get_freeze_count() == 0, "garbage among them would pile up from run to run"
+
+
+def test_what_an_application_keeps_from_the_garbage_collector_stays_kept(digits):
+    kept = gc.get_freeze_count()
+    run(digits, small(evolution={"cycles": 1, "generations": 0}, refit={"steps": 0, "final_steps": 0},
+                      quantization={"bits": 4, "refit_steps": 0}))
+    assert 0 < gc.get_freeze_count() <= kept, "but for what nobody refers to any more"
 
 
 def test_one_seed_gives_one_file_and_another_seed_another(digits, plain):
