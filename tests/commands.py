@@ -2,7 +2,7 @@
 
 Importing takes a command longer than most of what tests ask of it. What is imported early starts no threads that matter
 to a fork; Ray and MLflow, which do, and the package itself are left to each command. Workers of Ray that a command
-starts are forked likewise.
+starts are forked likewise, unless it is told otherwise.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.warm import server
 
 SERVER = """
-import json, os, runpy, signal, sys
+import contextlib, json, os, runpy, signal, sys
 import hydra, matplotlib.pyplot, optuna, scipy.stats, sklearn.datasets, torch, torch._dynamo
 from tests.warm import warm_workers
 assert not {"ray", "mlflow", "de_ray"} & sys.modules.keys()
@@ -45,7 +45,7 @@ os.environ.update(order["environment"])
 for number, path in enumerate((os.devnull, order["out"], order["err"])):
     os.dup2(os.open(path, os.O_RDWR), number)
 first, *rest = order["arguments"]
-with warm_workers(order["workers"]):
+with warm_workers(order["workers"]) if order["workers"] else contextlib.nullcontext():
     if first == "-c":
         sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
         exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
@@ -70,9 +70,9 @@ class Python:
         print(json.dumps(order), file=self.server.stdin, flush=True)
         return int(self.server.stdout.readline())
 
-    def start(self, *arguments: object, cwd: Path, env: Mapping[str, str]) -> "Command":
-        """A command that runs; its input is empty."""
-        return Command(self, list(map(str, arguments)), cwd, env)
+    def start(self, *arguments: object, cwd: Path, env: Mapping[str, str], own_workers: bool = False) -> "Command":
+        """A command that runs; its input is empty. With `own_workers` those of Ray are started as it starts them."""
+        return Command(self, list(map(str, arguments)), cwd, env, own_workers)
 
     def close(self) -> None:
         """End the server; commands go on."""
@@ -82,13 +82,14 @@ class Python:
 class Command:
     """As much of `subprocess.Popen` as tests need."""
 
-    def __init__(self, python: Python, arguments: list[str], cwd: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, python: Python, arguments: list[str], cwd: Path, env: Mapping[str, str],
+                 own_workers: bool) -> None:
         self.returncode: int | None = None
         self._python, self._arguments = python, arguments
         self._files = [tempfile.NamedTemporaryFile(mode="r", prefix="command-") for _ in range(2)]
         out, err = (file.name for file in self._files)
         self.pid = python.ask(arguments=arguments, cwd=str(cwd), environment=dict(env), out=out, err=err,
-                              workers=server())
+                              workers=None if own_workers else server())
         self._ended = os.pidfd_open(self.pid)
 
     def communicate(self, timeout: float) -> tuple[str, str]:

@@ -30,7 +30,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def start(python, folder):
     """A function that starts `python ARGUMENTS` in the working folder."""
-    return lambda *arguments: python.start(*arguments, cwd=folder, env=os.environ | {"DE_RAY_CACHE": f"{folder}/cache"})
+    def begin(*arguments, **options):
+        return python.start(*arguments, cwd=folder, env=os.environ | {"DE_RAY_CACHE": f"{folder}/cache"}, **options)
+    return begin
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,8 @@ def launch(command):
 
 
 def replicas_of(folder):
-    """Processes of actors that a command in this folder has started: they have its environment."""
+    """Processes of actors that a command in this folder has started with workers of its own: they have its
+    environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
@@ -165,10 +168,11 @@ def test_a_multirun_that_is_killed_leaves_no_run_running(start, folder):
 
 def test_ctrl_c_leaves_no_processes_and_a_run_that_ray_and_tune_continue_to_the_serial_runs_file(
         start, launch, serial_run, folder):
-    process = start(LAUNCH, "pool.actors=2", "tracking.enabled=false", "hydra.run.dir=broken", *QUICK)
+    process = start(LAUNCH, "pool.actors=2", "tracking.enabled=false", "hydra.run.dir=broken", *QUICK, own_workers=True)
     deadline = time.monotonic() + 120
     while not replicas_of(folder) and time.monotonic() < deadline:
         time.sleep(0.2)
+    assert replicas_of(folder), "seen, so that their absence means something"
     while not list((folder / "broken/checkpoint").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
