@@ -134,7 +134,7 @@ def _plan(problem: Problem, config: Config, student: Student, pool: Pool, folder
     weights = [weight.detach().cpu().numpy() for weight in student.weights]
     names, settings = [layer.name for layer in problem.layers], config.quantization
     if allowance is not None:
-        settings = fitted(weights, names, settings, curvature, allowance)
+        settings = fitted(weights, settings, curvature, allowance)
     if settings.bits is not None:
         table = unmeasured(weights, names, settings, curvature)
         chosen = fixed(table, pool, settings.bits)
@@ -231,12 +231,12 @@ def _levels(problem: Problem, config: Config, student: Student,
     return placed
 
 
-def fitted(weights: Sequence[np.ndarray], names: Sequence[str], config: QuantizationConfig,
-           curvature: Sequence[np.ndarray], allowance: float) -> QuantizationConfig:
+def fitted(weights: Sequence[np.ndarray], config: QuantizationConfig, curvature: Sequence[np.ndarray],
+           allowance: float) -> QuantizationConfig:
     """The configuration with the least weight of the rate at which layers of one width fit into an allowance.
 
     Args:
-        weights, names, curvature: see `sensitivity`.
+        weights, curvature: see `sensitivity`.
         config: where it leaves widths open, a nominal one is priced.
         allowance: bytes of all layers.
     """
@@ -244,7 +244,7 @@ def fitted(weights: Sequence[np.ndarray], names: Sequence[str], config: Quantiza
     settings = [replace(config, rate_weight=(config.rate_weight or 1.0) * 2 ** (step / 4)) for step in RATE_STEPS]
     while low < high:
         middle = (low + high) // 2
-        if choices_at(weights, names, nominal(settings[middle]), curvature)[1].sum() <= allowance:
+        if choices_at(weights, nominal(settings[middle]), curvature)[1].sum() <= allowance:
             high = middle
         else:
             low = middle + 1

@@ -87,7 +87,7 @@ def measure_rate(student: Student, config: QuantizationConfig, units: Units = NO
     orders = [order.get(layer.parameter, []) for layer in student.layers]
     weights = [renumbered(weight.detach().cpu().numpy(), axes)
                for weight, axes in zip(student.weights, orders, strict=True)]
-    choices, sizes = choices_at(weights, [layer.name for layer in student.layers], nominal(config))
+    choices, sizes = choices_at(weights, nominal(config))
     symbols = [row[0].symbols(weight) for row, weight in zip(choices, weights, strict=True)]
     survivors = np.array(student.counts, np.int64)
     weighed = np.array([layer.size for layer in student.layers], np.int64)

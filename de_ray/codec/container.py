@@ -82,7 +82,7 @@ def encode(tensors: Sequence[QuantizedTensor], raw: Mapping[str, Tensor] | None 
     check_name(architecture)
     for tensor in tensors:
         check(tensor)
-    for entry, found in mapped(coder.describe, tensors):
+    for entry, found, _ in mapped(coder.describe, tensors):
         coder.add(stream, found)
         entries.append(entry)
     for name, value in raw.items():

@@ -68,8 +68,10 @@ def _row_entry(entry: Entry) -> Entry:
     return Entry(entry.name, entry.shape[:1], entry.exponents[1], step=np.float32(1))
 
 
-def describe(tensor: QuantizedTensor) -> tuple[Entry, list[tuple[np.ndarray, np.ndarray]]]:
-    """A tensor's description and decisions, with the period of columns that codes it smaller: none, or an image's."""
+def describe(tensor: QuantizedTensor) -> tuple[Entry, list[tuple[np.ndarray, np.ndarray]], float]:
+    """A tensor's description, decisions and their bits, with the period of columns that codes it smaller: none, or an
+    image's.
+    """
     best = None
     columns = tensor.symbols.shape[1] if tensor.symbols.ndim == 2 else 0
     width = math.isqrt(columns)
@@ -79,14 +81,15 @@ def describe(tensor: QuantizedTensor) -> tuple[Entry, list[tuple[np.ndarray, np.
         bits = sum(cost(*part) for part in found)
         if best is None or (bits, period) < best[0]:
             best = (bits, period), entry, found
-    return best[1], best[2]
+    (bits, _), entry, found = best
+    return entry, found, bits
 
 
 def coded_bytes(tensor: QuantizedTensor) -> int:
     """Bytes of a tensor's payload and level table, as the real coder would spend them."""
-    _, found = describe(tensor)
+    _, _, bits = describe(tensor)
     table = 4 if tensor.levels is None else 2 * len(tensor.levels)
-    return math.ceil(sum(cost(*part) for part in found) / 8) + table
+    return math.ceil(bits / 8) + table
 
 
 def significance(symbols: np.ndarray) -> np.ndarray:
@@ -99,7 +102,7 @@ def significance(symbols: np.ndarray) -> np.ndarray:
         float32 of the symbols' shape, in (0, 1).
     """
     places = (symbols != 0).astype(np.int32)
-    _, ((_, probabilities),) = describe(QuantizedTensor("", places, levels=np.ones(1, np.float32)))
+    _, ((_, probabilities),), _ = describe(QuantizedTensor("", places, levels=np.ones(1, np.float32)))
     # Non-zero symbols, being all alike, take the same number of decisions after that of their significance.
     nonzero = places.reshape(-1).astype(np.int64)
     further = (len(probabilities) - nonzero.size) // max(1, int(nonzero.sum()))

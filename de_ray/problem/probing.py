@@ -127,9 +127,9 @@ def _check_classes(given: Sequence[Tensor], named: Mapping[str, Tensor], last: _
     for name, tensor in named.items():
         if tensor.ndim > 1 and tensor.shape[1] > 1 and (tensor >= 0).all() and (
                 (tensor.sum(1) - 1).abs().max() <= SUMS_TO_ONE):
-            raise ValueError(f"the model turns {described} into {_told(name, tensor)} of probabilities, which add up to "
-                             "1 over dimension 1, and kl takes logits: expected what comes before the softmax, or the "
-                             f"probabilities' logarithm, or divergence=mse{_way_out(name)}")
+            raise ValueError(f"the model turns {described} into {_told(name, tensor)} of probabilities, which add up "
+                             "to 1 over dimension 1, and kl takes logits: expected what comes before the softmax, or "
+                             f"the probabilities' logarithm, or divergence=mse{_way_out(name)}")
         turned = "transpose(1, 2)" if tensor.ndim == 3 else "movedim(-1, 1)"
         told = (f"the model turns {described} into {_told(name, tensor)}, and kl takes dimension 1 for the classes: "
                 f"expected logits.{turned}, or divergence=mse{_way_out(name)}")

@@ -7,7 +7,7 @@ import numpy as np
 from de_ray.config import QuantizationConfig
 from de_ray.device import mapped
 from de_ray.quantization.choice import LevelChoice
-from de_ray.quantization.choose import Price, choose, choose_exponents
+from de_ray.quantization.choose import Placements, Price
 from de_ray.quantization.table import Evaluator, SensitivityTable
 
 
@@ -25,7 +25,7 @@ def sensitivity(weights: Sequence[np.ndarray], layers: Sequence[str], pool: Eval
         curvature: of the weights' shapes, >= 0: the divergence's diagonal curvature; None: all weights alike.
         price: coded bytes of a tensor; None: the codec's.
     """
-    choices, sizes = choices_at(weights, layers, config, curvature, price)
+    choices, sizes = choices_at(weights, config, curvature, price)
     candidates = [(), *((choice,) for row in choices for choice in row)]
     fitness = pool.evaluate(candidates, range(pool.batches))
     return SensitivityTable(tuple(layers), _widths(config), choices, sizes, fitness[1:].reshape(sizes.shape),
@@ -35,11 +35,11 @@ def sensitivity(weights: Sequence[np.ndarray], layers: Sequence[str], pool: Eval
 def unmeasured(weights: Sequence[np.ndarray], layers: Sequence[str], config: QuantizationConfig,
                curvature: Sequence[np.ndarray]) -> SensitivityTable:
     """The same without divergences, which nobody asks for where `bits` is fixed: NaN."""
-    choices, sizes = choices_at(weights, layers, config, curvature)
+    choices, sizes = choices_at(weights, config, curvature)
     return SensitivityTable(tuple(layers), _widths(config), choices, sizes, np.full(sizes.shape, np.nan), np.nan)
 
 
-def choices_at(weights: Sequence[np.ndarray], layers: Sequence[str], config: QuantizationConfig,
+def choices_at(weights: Sequence[np.ndarray], config: QuantizationConfig,
                curvature: Sequence[np.ndarray] | None = None,
                price: Price | None = None) -> tuple[tuple[tuple[LevelChoice, ...], ...], np.ndarray]:
     """Quantize each layer at each width, without evaluating anything; see `sensitivity` for the arguments.
@@ -54,10 +54,10 @@ def choices_at(weights: Sequence[np.ndarray], layers: Sequence[str], config: Qua
     widths = _widths(config)
 
     def placed(layer: int) -> tuple[tuple[LevelChoice, ...], list[int]]:
-        weight, importance = weights[layer], None if curvature is None else curvature[layer]
-        exponents = choose_exponents(weight, widths[len(widths) // 2], config, price, importance)
-        row = tuple(choose(layer, weight, bits, config, importance, exponents) for bits in widths)
-        return row, [price(choice.to_tensor(f"{layers[layer]}.weight", weight)) for choice in row]
+        placements = Placements(layer, weights[layer], config, price, None if curvature is None else curvature[layer])
+        exponents = placements.exponents(widths[len(widths) // 2])
+        row, sizes = zip(*(placements.at(bits, exponents) for bits in widths), strict=True)
+        return row, list(sizes)
 
     found = list(mapped(placed, range(len(weights))))
     return tuple(row for row, _ in found), np.array([sizes for _, sizes in found], np.int64).reshape(-1, len(widths))

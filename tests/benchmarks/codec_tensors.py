@@ -3,14 +3,17 @@
     python tests/benchmarks/codec_tensors.py --file docs/results/yolov3_tiny_coco-0/student.der --out student.npz
     python tests/benchmarks/codec_tensors.py --problem yolov3_tiny --prune magnitude --bits 4 --out magnitude.npz
     python tests/benchmarks/codec_tensors.py --problem yolov3_tiny --prune obs --bits 4 --inputs 16 --out obs.npz
+    python tests/benchmarks/codec_tensors.py --problem yolov3_tiny --prune sparsegpt --inputs 16 --out sparsegpt.npz
 
 Pruning zeroes the given share of every layer. `magnitude` keeps the largest weights; `obs` keeps those of the largest
-w^2 / [H^-1]_pp and refits them by least squares to the layer's own outputs (Hassibi & Stork, 1992). Quantization is
+w^2 / [H^-1]_pp and refits them by least squares to the layer's own outputs (Hassibi & Stork, 1992); `sparsegpt` prunes
+blocks of columns from left to right, those behind making up for it (Frantar & Alistarh, 2023). Quantization is
 uniform with one step a layer, symbols in -(2^(bits - 1) - 1)..2^(bits - 1) - 1, the step that has the least squared
 error among 100; survivors stay survivors. Kernel axes keep their places, so that a coder may use them.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ import torch
 
 from de_ray.codec.container import symbols_of
 from de_ray.evolution.gram import layer_grams
-from de_ray.evolution.obs import damped
+from de_ray.evolution.obs import DAMPING, damped, settle_columns, upper_factor
 from de_ray.problem.build import build_problem
 from de_ray.schema import compose
 from de_ray.student import Student
@@ -73,6 +76,34 @@ def obs(weight: np.ndarray, gram: np.ndarray, sparsity: float, steps: int = 1) -
     return pruned.reshape(weight.shape)
 
 
+def sparsegpt(weight: np.ndarray, gram: np.ndarray, sparsity: float, block: int, damping: float) -> np.ndarray:
+    """The weights of the largest w^2 / U_jj^2 in each block of columns, as compensated so far (arXiv:2301.00774).
+
+    Args:
+        weight: [R, ...], D weights a row.
+        gram: float64 [D, D] of the layer's inputs.
+        sparsity: of each block.
+        block: columns whose survivors are chosen at once.
+        damping: a share of the mean diagonal of the Hessian.
+    """
+    upper = upper_factor(damped(torch.from_numpy(gram), damping))
+    rows = torch.from_numpy(weight.reshape(len(weight), -1)).double()
+    for start in range(0, rows.shape[1], block):
+        stop = min(start + block, rows.shape[1])
+        saliency = rows[:, start:stop].square() / upper.diagonal()[start:stop].square()
+        gone = max(1, int(saliency.numel() * sparsity))
+        alive = saliency > saliency.flatten().kthvalue(gone).values
+        own, before = upper[start:stop, start:stop], rows[:, start:stop].clone()
+        rows[:, start:stop] = settle_columns(before, own, partial(_kept, alive))
+        errors = torch.linalg.solve_triangular(own, before - rows[:, start:stop], upper=True, left=False)
+        rows[:, stop:] -= errors @ upper[start:stop, stop:]
+    return rows.reshape(weight.shape).float().numpy()
+
+
+def _kept(alive: torch.Tensor, column: int, values: torch.Tensor) -> torch.Tensor:
+    return torch.where(alive[:, column], values, 0)
+
+
 def pruned_network(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
     """Symbols by layer of a problem's teacher."""
     problem = build_problem(compose([f"problem={arguments.problem}", *arguments.override]).problem, 0)
@@ -83,8 +114,11 @@ def pruned_network(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
     else:
         inputs = problem.calibration[:arguments.inputs]
         grams = [gram[0].numpy() for gram in layer_grams(student, inputs, 2)]
-        pruned = [obs(weight, gram, arguments.sparsity, arguments.steps)
-                  for weight, gram in zip(weights, grams, strict=True)]
+        if arguments.prune == "obs":
+            prune = partial(obs, sparsity=arguments.sparsity, steps=arguments.steps)
+        else:
+            prune = partial(sparsegpt, sparsity=arguments.sparsity, block=arguments.block, damping=arguments.damping)
+        pruned = [prune(weight, gram) for weight, gram in zip(weights, grams, strict=True)]
     return {layer.parameter: quantize(weight, arguments.bits)
             for layer, weight in zip(problem.layers, pruned, strict=True)}
 
@@ -95,11 +129,13 @@ def main() -> None:
     parser.add_argument("--file", type=Path, help="a compressed file; its tensors of two or more dimensions are taken")
     parser.add_argument("--problem", default="yolov3_tiny")
     parser.add_argument("--override", nargs="*", default=[], help="of the problem's configuration")
-    parser.add_argument("--prune", choices=("magnitude", "obs"), default="magnitude")
+    parser.add_argument("--prune", choices=("magnitude", "obs", "sparsegpt"), default="magnitude")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--inputs", type=int, default=16, help="calibration inputs of obs")
+    parser.add_argument("--inputs", type=int, default=16, help="calibration inputs of obs and sparsegpt")
     parser.add_argument("--steps", type=int, default=1, help="of obs, between which survivors are refitted")
+    parser.add_argument("--block", type=int, default=128, help="columns of a step of sparsegpt")
+    parser.add_argument("--damping", type=float, default=DAMPING, help="of sparsegpt's layer Hessian")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

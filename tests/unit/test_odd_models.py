@@ -544,7 +544,8 @@ def meta():
     (lambda: Sparse(torch.Tensor.to_sparse), "adjacency is sparse .* persistent=False"),
     (lambda: Sparse(torch.Tensor.to_sparse_csr), "adjacency is sparse .* persistent=False"),
     (meta, r"a\.weight is on the meta device"), (lambda: nn.LazyLinear(3), "weight has no shape yet"),
-    (Complex, r"output\[1\] is complex64: .*view_as_real"), (Pair, "several arguments go into a tuple, or into a dict by name"),
+    (Complex, r"output\[1\] is complex64: .*view_as_real"),
+    (Pair, "several arguments go into a tuple, or into a dict by name"),
 ])
 def test_what_cannot_be_compressed_is_one_error_before_the_search(model, message):
     with pytest.raises(ValueError, match=message):

@@ -17,7 +17,7 @@ SHORT = {"evolution": EvolutionConfig(cycles=2, generations=0, criteria=["fisher
 
 
 class Translated(nn.Module):
-    """As networks translated from ONNX are: one matrix is a parameter, two names have the other, and there is a table."""
+    """As networks translated from ONNX are: one matrix is a parameter, the other has two names; a table beside."""
 
     def __init__(self) -> None:
         super().__init__()

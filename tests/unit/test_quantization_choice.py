@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from de_ray.codec import coded_bytes
 from de_ray.config import QuantizationConfig
 from de_ray.quantization.choice import LevelChoice
-from de_ray.quantization.choose import choose, choose_exponents
+from de_ray.quantization.choose import Placements, choose
 from de_ray.quantization.placement import PLACEMENTS, place, rate_slope
 from de_ray.quantization.scales import layer_exponents, row_exponents, row_scales
 
@@ -75,7 +75,7 @@ def test_values_beyond_float16_are_named():
 def test_layers_beyond_float16_get_a_common_scale(magnitude):
     weight = (sparse((8, 50), 0.5, scale=1.0) * magnitude).astype(np.float32)
     config = QuantizationConfig(placement="lloyd", row_scales="never")
-    exponents = choose_exponents(weight, 8, config, entropy_bytes)
+    exponents = Placements(0, weight, config, entropy_bytes).exponents(8)
     assert len(set(exponents.tolist())) == 1
     choice = choose(0, weight, 8, config, exponents=exponents)
     relative = np.abs(choice.dequantized(weight) - weight).max() / np.abs(weight).max()
@@ -154,13 +154,13 @@ def test_row_scales_are_taken_only_where_they_pay():
     alike = sparse((64, 200), 0.3)
     sizes = (np.float32(4.0) ** (np.arange(64, dtype=np.float32) % 5))[:, None]
     unlike, relative = alike * sizes, np.broadcast_to(sizes**-2.0, alike.shape)
-    assert choose_exponents(alike, 4, config, entropy_bytes) is None
+    assert Placements(0, alike, config, entropy_bytes).exponents(4) is None
     # Rows of any size that all matter to the output, as behind a normalisation.
-    assert choose_exponents(unlike, 4, config, entropy_bytes, relative) is not None
+    assert Placements(0, unlike, config, entropy_bytes, relative).exponents(4) is not None
     # Where only the absolute error counts, small rows need no finer levels.
-    assert choose_exponents(unlike, 4, config, entropy_bytes) is None
-    assert choose_exponents(unlike, 4, QuantizationConfig(row_scales="never"), entropy_bytes, relative) is None
-    assert choose_exponents(alike, 4, QuantizationConfig(row_scales="always"), entropy_bytes) is not None
+    assert Placements(0, unlike, config, entropy_bytes).exponents(4) is None
+    assert Placements(0, unlike, QuantizationConfig(row_scales="never"), entropy_bytes, relative).exponents(4) is None
+    assert Placements(0, alike, QuantizationConfig(row_scales="always"), entropy_bytes).exponents(4) is not None
 
 
 def test_scaled_levels_minimise_the_error_of_the_weights_themselves():
@@ -202,4 +202,4 @@ def test_a_layer_with_a_level_for_each_survivor_gets_no_row_scales():
     for _ in range(8):
         weight = (rng.standard_normal((10, 84)) * rng.uniform(0.2, 5, (10, 1))).astype(np.float32)
         weight[rng.random(weight.shape) > 0.05] = 0
-        assert choose_exponents(weight, 8, settings, coded_bytes) is None
+        assert Placements(0, weight, settings, coded_bytes).exponents(8) is None

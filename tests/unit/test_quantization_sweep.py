@@ -64,9 +64,9 @@ def table_of(weights, pool, config=CONFIG):
 
 def test_levels_do_not_depend_on_the_threads_that_place_them(weights):
     with threads(1):
-        alone, sizes = choices_at(weights, list("abc"), CONFIG)
+        alone, sizes = choices_at(weights, CONFIG)
     with threads(3):
-        together, others = choices_at(weights, list("abc"), CONFIG)
+        together, others = choices_at(weights, CONFIG)
     assert np.array_equal(sizes, others)
     for one, other in zip(sum(alone, ()), sum(together, ()), strict=True):
         assert (one.layer, one.bits) == (other.layer, other.bits) and np.array_equal(one.levels, other.levels)

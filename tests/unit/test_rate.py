@@ -79,7 +79,7 @@ def test_prices_tell_what_zeroing_saves_in_the_coder(student):
     """Zero a twentieth of the survivors here and there: the file shrinks by about the sum of their prices."""
     config, rng = QuantizationConfig(bits=3, row_scales="never"), np.random.default_rng(1)
     model = measure_rate(student, config)
-    choices, _ = choices_at([w.numpy() for w in student.weights[:2]], ["0", "1"], config)
+    choices, _ = choices_at([w.numpy() for w in student.weights[:2]], config)
     for layer in (0, 1):
         symbols = choices[layer][0].symbols(student.weights[layer].numpy())
         zeroed = rng.choice(np.flatnonzero(symbols), np.count_nonzero(symbols) // 20, replace=False)

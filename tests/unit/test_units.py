@@ -169,7 +169,7 @@ def test_units_stand_in_the_order_of_their_survivors_and_the_file_is_smaller(pru
     config = QuantizationConfig(bits=3, row_scales="never")
 
     def coded():
-        choices, sizes = choices_at([w.numpy() for w in student.weights], list("abcd"), config)
+        choices, sizes = choices_at([w.numpy() for w in student.weights], config)
         return sizes[:, 0].sum()
 
     before = coded()
