@@ -23,6 +23,8 @@ STEPS = 2
 """Of which one run of refit consists that is timed: it measures tensors before the first."""
 TIMED_SECONDS = 1.0
 """For which a part is repeated, at least: a step alone takes now more, now less."""
+TIMING_SHARE = 0.05
+"""Of the minutes, which those larger steps may take."""
 WITHOUT_TEACHER = 0.75
 """Of a step's time, that of a saliency's pass."""
 OTHER_PASSES = 20
@@ -91,17 +93,20 @@ def measured(problem: Problem, config: Config) -> Costs:
 
     Args:
         problem: what will be compressed; it stays as it is.
-        config: with its `threads`.
+        config: with its `threads`; its `minutes` say how large the steps are that are timed.
     """
     device = resolve_device(config.device)
     problem = replace(problem, teacher=copy.deepcopy(problem.teacher).to(device))  # it may count its passes
     with threads(config.threads or 1), products(config.refit.precision, device), torch.enable_grad():
         student = Student(problem.teacher, problem.layers, device)
         batch = min(TIMED_BATCH, config.refit.batch)
-        small, large = (_step_seconds(problem, config, student, size) for size in (1, batch))
+        small = _step_seconds(problem, config, student, 1)
+        if config.minutes is not None:
+            batch = min(batch, max(2, int(TIMING_SHARE * 60 * config.minutes / ((1 + STEPS) * small))))
+        large = _step_seconds(problem, config, student, batch)
         # An input alone may take as long as several.
         an_input = min(large / batch, max(0.0, large - small) / max(1, batch - 1))
-        seconds = _pass_seconds(problem, student, problem.calibration[:min(TIMED_BATCH, config.pool.batch)])
+        seconds = _pass_seconds(problem, student, problem.calibration[:min(batch, config.pool.batch)])
         closed = _closed_seconds(problem, config, student)
     calibration, layers = seconds * len(problem.calibration), len(problem.layers)
     candidate = calibration / _evaluators(config, device)

@@ -30,15 +30,19 @@ SCHEDULE = {"evolution": ("cycles", "generations", "population", "elite", "tourn
 
 SEARCH_SHARE = 0.2
 """Of the time, for saliencies and candidates; the rest where refit takes no steps, for closed forms too."""
+MOST_SEARCH = 0.6
+"""What a search may take in the end that keeps what a search keeps; one that would take more goes without."""
 SHARES = [0.9**step for step in range(1, 24)]
 """Of candidates, generations and inputs of saliencies, and then of cycles, that are tried in a search that takes too
 long."""
 LEAST_GENERATIONS, LEAST_POPULATION, LEAST_SALIENCY_INPUTS, LEAST_CYCLES = 1, 4, 512, 6
-"""What a search keeps, of what it has."""
-BATCH = 32
-"""Inputs a step of a refit that has not the time for all of its larger ones."""
-LEAST_STEPS = 0.05
-"""Share of the configured steps that is left in any case."""
+"""What a search keeps, of what it has, as long as that fits."""
+FEWEST_SALIENCY_INPUTS, FEWEST_CYCLES = 32, 2
+"""What it keeps in any case; candidates are what it does without."""
+BATCHES = (32, 16, 8, 4)
+"""Inputs a step of a refit that has not the time for all of its larger ones: the most that leave enough steps."""
+ENOUGH_STEPS = 0.05
+"""Of the configured ones."""
 LATE = 1.1
 """How many times the minutes a schedule may take before it is warned of."""
 
@@ -120,18 +124,24 @@ def _fitted(config: Config, costs: Costs, seconds: float) -> Config:
     if costs.total(config) <= seconds:
         return config
     share = SEARCH_SHARE if config.refit.method == "distill" else 1 - SEARCH_SHARE
-    room = share * (seconds - costs.other)
+    room = seconds - costs.other
     shorter = [replace(config, evolution=evolution) for evolution in _shorter(config.evolution)]
-    lean = next((one for one in shorter if costs.search(one) <= room), shorter[-1])
+    lean = next((one for one in shorter if costs.search(one) <= share * room), shorter[-1])
+    if costs.search(lean) > max(share, MOST_SEARCH) * room:
+        least = [replace(config, evolution=evolution) for evolution in _least(lean.evolution)]
+        lean = next((one for one in least if costs.search(one) <= share * room), least[-1])
     left = seconds - costs.other - costs.search(lean)
     refit, levels, cycles = config.refit, config.quantization.refit_steps, lean.evolution.cycles
     times = config.evolution.cycles / cycles  # as many steps for fewer cycles
     wanted = replace(lean, refit=replace(refit, steps=round(times * refit.steps)))
     if steps(wanted) * costs.step(refit.batch / refit.workers) <= left:
         return wanted
-    batch = BATCH if refit.batch > BATCH and BATCH % refit.workers == 0 else refit.batch
-    share = left / (max(1, steps(wanted)) * costs.step(batch / refit.workers))
-    share = min(max(share, LEAST_STEPS), refit.batch / batch)  # no more inputs than were asked for
+    batches = [batch for batch in BATCHES if batch < refit.batch and batch % refit.workers == 0]
+    if refit.batch <= BATCHES[0] or not batches:
+        batches.insert(0, refit.batch)
+    shares = {batch: max(0.0, left) / (max(1, steps(wanted)) * costs.step(batch / refit.workers)) for batch in batches}
+    batch = next((batch for batch in batches if shares[batch] >= ENOUGH_STEPS), batches[-1])
+    share = min(shares[batch], refit.batch / batch)  # no more inputs than were asked for
     return replace(lean, refit=replace(refit, batch=batch, steps=_part(refit.steps, share * times),
                                        final_steps=_part(refit.final_steps, share)),
                    quantization=replace(config.quantization, refit_steps=_part(levels, share)))
@@ -142,17 +152,26 @@ def _part(full: int, share: float) -> int:
     return max(min(full, 1), round(share * full))
 
 
+def _fewer(value: int, share: float, least: int) -> int:
+    """A share of a value, at least some, and no more than the value."""
+    return min(value, max(least, round(share * value)))
+
+
 def _shorter(full: EvolutionConfig) -> Iterator[EvolutionConfig]:
     """A search as it is, and shorter and shorter ones."""
-    def fewer(value: int, share: float, least: int) -> int:
-        return min(value, max(least, round(share * value)))
-
     yield full
     for share in SHARES:
-        population = fewer(full.population, share, LEAST_POPULATION)
-        lean = replace(full, population=population, generations=fewer(full.generations, share, LEAST_GENERATIONS),
+        population = _fewer(full.population, share, LEAST_POPULATION)
+        lean = replace(full, population=population, generations=_fewer(full.generations, share, LEAST_GENERATIONS),
                        elite=min(full.elite, population), tournament=min(full.tournament, population),
-                       saliency_inputs=fewer(full.saliency_inputs, share, LEAST_SALIENCY_INPUTS))
+                       saliency_inputs=_fewer(full.saliency_inputs, share, LEAST_SALIENCY_INPUTS))
         yield lean
     for share in SHARES:
-        yield replace(lean, cycles=fewer(full.cycles, share, LEAST_CYCLES))
+        yield replace(lean, cycles=_fewer(full.cycles, share, LEAST_CYCLES))
+
+
+def _least(lean: EvolutionConfig) -> Iterator[EvolutionConfig]:
+    """Cuts by the first criterion alone, for shorter and shorter searches."""
+    for share in SHARES:
+        yield replace(lean, generations=0, cycles=_fewer(lean.cycles, share, FEWEST_CYCLES),
+                      saliency_inputs=_fewer(lean.saliency_inputs, share, FEWEST_SALIENCY_INPUTS))

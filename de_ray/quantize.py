@@ -22,7 +22,7 @@ from de_ray.evaluation.pool import Pool
 from de_ray.evolution.curvature import SaliencyInputs, fisher_diagonal
 from de_ray.evolve import saliency_inputs
 from de_ray.problem.base import Problem
-from de_ray.problem.measure import mean_divergence
+from de_ray.problem.measure import Yardstick
 from de_ray.quantization.biases import quantize_biases
 from de_ray.quantization.dense import large_tensors, quantize_large
 from de_ray.quantization.feedback import feed_back
@@ -101,8 +101,9 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
     def plan(allowance: int | None) -> Plan:
         return _plan(problem, config, student, pool, folder, curvature, allowance)
 
+    yardstick = Yardstick(problem, problem.calibration)
     if limit is None:
-        return _refitted(problem, config, given, plan(None), math.inf)
+        return _refitted(problem, config, given, yardstick, plan(None), math.inf)
     pruned = student.state()  # values alone would leave out buffers, which are rounded too
 
     def replan(allowance: int) -> Plan:
@@ -116,7 +117,7 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         # What layers give up since a file was too large is not for large tensors to take.
         most = room if size > limit else math.inf
         room = min(most, limit - overhead(problem, unread) - decided.bytes)
-        found = _refitted(problem, config, given, decided, room)
+        found = _refitted(problem, config, given, yardstick, decided, room)
         size = len(codec.encode(found.tensors, found.raw, problem.architecture, found.shared))
         return size, (found, student.state())
 
@@ -152,7 +153,8 @@ def _plan(problem: Problem, config: Config, student: Student, pool: Pool, folder
     return Plan(settings, goal.pick(trials), table, trials)
 
 
-def _refitted(problem: Problem, config: Config, given: SaliencyInputs, plan: Plan, room: float) -> Quantized:
+def _refitted(problem: Problem, config: Config, given: SaliencyInputs, yardstick: Yardstick, plan: Plan,
+              room: float) -> Quantized:
     """Carry out a plan: the student is quantized, its levels are refitted and its biases rounded; `room` is what large
     dense tensors may take, in bytes."""
     student, widths = given.student, plan.chosen.widths
@@ -166,9 +168,9 @@ def _refitted(problem: Problem, config: Config, given: SaliencyInputs, plan: Pla
         return refit_levels(objective, student, choices, steps, learning_rate, config.refit.relative,
                             torch_generator(config.seed, "levels"), standing)
 
-    large = _quantize_large(problem, config, student, partial(refitted, 0, 0.0, ()), room)
-    layers = _levels(problem, config, student, partial(refitted, standing=large))
-    others = _quantize_others(problem, config, student, large)
+    large = _quantize_large(problem, config, student, yardstick, partial(refitted, 0, 0.0, ()), room)
+    layers = _levels(config, student, yardstick, partial(refitted, standing=large))
+    others = _quantize_others(problem, config, student, yardstick, large)
     by_name = {tensor.name: tensor for tensor in [*layers, *large.values(), *others]}
     state, shared = student.module.state_dict(), student.shared()
     return Quantized([by_name[name] for name in state if name in by_name],
@@ -176,7 +178,7 @@ def _refitted(problem: Problem, config: Config, given: SaliencyInputs, plan: Pla
                      shared, list(widths), plan.trials, plan.chosen)
 
 
-def _quantize_large(problem: Problem, config: Config, student: Student,
+def _quantize_large(problem: Problem, config: Config, student: Student, yardstick: Yardstick,
                     place: Callable[[], object], room: float) -> dict[str, QuantizedTensor]:
     """Round large tensors that stay dense, by name, and put the rounded values into the student.
 
@@ -192,7 +194,7 @@ def _quantize_large(problem: Problem, config: Config, student: Student,
     def measure(values: dict[str, np.ndarray]) -> float:
         for name, value in values.items():
             large[name].data.copy_(torch.from_numpy(value))
-        return mean_divergence(problem, student.module, problem.calibration)
+        return yardstick(student.module)
 
     base, numbers = measure({}), sum(p.numel() for p in large.values())
     share = numbers / (numbers + student.survivors)
@@ -202,26 +204,23 @@ def _quantize_large(problem: Problem, config: Config, student: Student,
     return found
 
 
-def _levels(problem: Problem, config: Config, student: Student,
+def _levels(config: Config, student: Student, yardstick: Yardstick,
             refitted: Callable[[int, float], list[QuantizedTensor]]) -> list[QuantizedTensor]:
     """Quantize layers and refit their levels; with `refit.backoff` a refit that does harm is taken again more slowly,
     and in the end left out."""
     settings = config.quantization
 
-    def measured() -> float:
-        return mean_divergence(problem, student.module, problem.calibration)
-
     if not (config.refit.backoff and settings.refit_steps):
         return refitted(settings.refit_steps, settings.learning_rate)
     values = student.values()
     placed = refitted(0, settings.learning_rate)
-    before, as_placed = measured(), student.values()
+    before, as_placed = yardstick(student.module), student.values()
     most = allowed(before, settings.negligible)
     for trial in range(TRIALS):
         student.set_values(values)
         try:
             layers = refitted(settings.refit_steps, settings.learning_rate / CUT**trial)
-            after = measured()
+            after = yardstick(student.module)
         except FloatingPointError:
             after = math.inf
         if after <= most:
@@ -251,7 +250,7 @@ def fitted(weights: Sequence[np.ndarray], config: QuantizationConfig, curvature:
     return settings[low]
 
 
-def _quantize_others(problem: Problem, config: Config, student: Student,
+def _quantize_others(problem: Problem, config: Config, student: Student, yardstick: Yardstick,
                      done: Collection[str]) -> list[QuantizedTensor]:
     """Round biases and other floating-point entries that are not done, and put the rounded values into the student."""
     known = {*(layer.parameter for layer in problem.layers), *student.shared(), *done}
@@ -264,7 +263,7 @@ def _quantize_others(problem: Problem, config: Config, student: Student,
 
     def measure(values: dict[str, np.ndarray]) -> float:
         put(values)
-        return mean_divergence(problem, student.module, problem.calibration)
+        return yardstick(student.module)
 
     exact = {name: value.detach().cpu().numpy().copy() for name, value in live.items()}
     base = measure(exact)

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import de_ray
+from de_ray import costs as costs_module
 from de_ray import minutes
 from de_ray.config import Config, EvolutionConfig, QuantizationConfig, RefitConfig, SweepConfig
 from de_ray.costs import Costs, measured, steps
-from de_ray.minutes import BATCH, FILE, with_minutes
+from de_ray.minutes import BATCHES, FILE, with_minutes
 from de_ray.problem.custom import problem_from_model
 from de_ray.results import STUDENT_FILE
 from de_ray.schema import CONFIG_FILE, compose, saved_config
@@ -48,7 +49,7 @@ def fitted(problem, number, **groups):
     return with_minutes(problem, Config(minutes=number, **groups))
 
 
-@pytest.mark.parametrize("number", [10, 30, 60, 120, 240, 480])
+@pytest.mark.parametrize("number", [0.5, 1, 2, 4, 10, 30, 60, 120, 240, 480])
 def test_a_schedule_takes_the_minutes_that_there_are_and_no_more(problem, costs, number):
     assert SLOW.total(Config()) > 60 * 300
     found = fitted(problem, number)
@@ -69,10 +70,34 @@ def test_more_minutes_are_never_fewer_inputs_and_cycles(problem, costs):
 
 
 def test_small_batches_take_the_place_of_large_ones_and_no_batch_grows(problem, costs):
-    assert fitted(problem, 10).refit.batch == BATCH
+    assert fitted(problem, 10).refit.batch == BATCHES[0]
     assert fitted(problem, 2, refit=RefitConfig(batch=8)).refit.batch == 8
     shared = fitted(problem, 10, refit=RefitConfig(batch=120, workers=3))
     assert shared.refit.batch == 120  # which three workers can share
+
+
+def test_where_large_steps_would_be_few_batches_are_smaller_still(problem, costs):
+    """A network of seconds an input has its minutes too: in few cycles, without candidates, by steps of few inputs."""
+    few, least = fitted(problem, 4), fitted(problem, 0.5)
+    assert BATCHES[-1] < few.refit.batch < BATCHES[0] and few.evolution.generations == 1
+    assert least.refit.batch == BATCHES[-1] and steps(least) > 10
+    assert least.evolution.generations == 0 and least.evolution.cycles == 2 and least.evolution.saliency_inputs < 512
+    assert fitted(problem, 0.5, refit=RefitConfig(batch=2)).refit.batch == 2
+    assert fitted(problem, 0.5, refit=RefitConfig(batch=64, workers=8)).refit.batch == 8  # an input for each of them
+
+
+def test_large_networks_are_timed_by_few_inputs(problem, monkeypatch):
+    taken = []
+    monkeypatch.setattr(costs_module, "_step_seconds", lambda a, b, c, batch: taken.append(batch) or 0.1 + 2.0 * batch)
+    monkeypatch.setattr(costs_module, "_pass_seconds", lambda problem, student, inputs: taken.append(len(inputs)) or 1.0)
+    assert measured(problem, Config(minutes=10)).an_input == pytest.approx(2.0)
+    assert taken == [1, 4, 4]
+    taken.clear()
+    measured(problem, Config(minutes=0.1))
+    assert taken == [1, 2, 2]
+    taken.clear()
+    measured(problem, Config(minutes=1000))
+    assert taken == [1, 32, 32]
 
 
 def test_saliencies_cost_no_more_than_there_are_inputs(problem):
@@ -126,8 +151,8 @@ def test_a_schedule_that_was_kept_is_of_its_own_network_alone(problem, costs, tm
 
 def test_a_schedule_that_cannot_be_short_enough_is_warned_of(problem, costs, caplog):
     caplog.set_level(logging.WARNING)
-    fitted(problem, 0.5)
-    assert "minutes=0.5" in caplog.text
+    fitted(problem, 0.2)
+    assert "minutes=0.2" in caplog.text
     caplog.clear()
     fitted(problem, 60)
     assert not caplog.text
@@ -204,7 +229,7 @@ def test_a_run_saves_its_schedule_in_place_of_the_minutes(tmp_path, cache):
              "refit.final_steps=100000", "quantization.bits=4", "quantization.refit_steps=1000", "minutes=0.05"]
     run_session(compose(quick), tmp_path)
     saved = saved_config(tmp_path / CONFIG_FILE)
-    assert saved.minutes is None and saved.refit.final_steps < 100_000 and saved.refit.batch == BATCH
+    assert saved.minutes is None and saved.refit.final_steps < 100_000 and saved.refit.batch in BATCHES
     data = (tmp_path / STUDENT_FILE).read_bytes()
     run_session(compose(quick), tmp_path)  # the same command once more keeps to what was chosen
     assert saved_config(tmp_path / CONFIG_FILE) == saved and (tmp_path / STUDENT_FILE).read_bytes() == data
