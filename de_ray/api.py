@@ -67,7 +67,7 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
         threads: CPU threads; other counts may round differently. None: all cores, or fewer for small networks.
         device: auto, cpu, cuda or cuda:N.
         folder: for checkpoints, made where it is missing; a compression of the same model and inputs with the same
-            arguments that was interrupted there is continued, to the same file. None: no checkpoints.
+            arguments that was interrupted there is continued, on CPUs to the same file. None: no checkpoints.
         progress: whether a terminal, or a notebook with ipywidgets, shows stages, cycles and the time left.
 
     Returns:
@@ -125,6 +125,8 @@ def _require_usual_modes() -> None:
             "False: refit needs gradients; call compress outside of it")
     require(torch.get_default_dtype() == torch.float32, "torch.get_default_dtype()", torch.get_default_dtype(),
             "torch.float32, in which networks are compressed; call torch.set_default_dtype(torch.float32) before")
+    require(torch.get_default_device().type == "cpu", "torch.get_default_device()", str(torch.get_default_device()),
+            "cpu, where random numbers are drawn; compress(..., device=...) says where networks compute")
 
 
 def _with(config: Group, group: str, name: str, value: object, default: object) -> Group:

@@ -16,6 +16,12 @@ def require(condition: bool, key: str, value: object, allowed: str) -> None:
         raise ValueError(f"{key}={value!r}: expected {allowed}")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in short; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise `ValueError` unless `value` is one of `choices`."""
     require(value in choices, key, value, "one of " + ", ".join(choices))

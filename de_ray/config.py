@@ -313,6 +313,13 @@ class PoolConfig:
         require(self.threads >= 1, "pool.threads", self.threads, "at least 1")
         require(self.batch >= 1, "pool.batch", self.batch, "at least 1")
 
+    @property
+    def gpus_beside_workers(self) -> float:
+        """GPUs an actor where several workers of refit compute on them; 0 in this process, of which Ray knows none."""
+        if self.kind == "serial":
+            return 0.0
+        return 1 - WORKER_GPUS if self.gpus is None else self.gpus
+
 
 @dataclass
 class RefitConfig:

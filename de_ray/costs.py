@@ -27,7 +27,7 @@ TIMING_SHARE = 0.05
 """Of the minutes, which those larger steps may take."""
 WITHOUT_TEACHER = 0.75
 """Of a step's time, that of a saliency's pass."""
-OTHER_PASSES = 20
+OTHER_PASSES = 14
 """Passes of all calibration inputs that no schedule changes: rounded biases are measured, and what is reported."""
 REPORTED = 8
 """The same of held-out inputs."""
@@ -139,6 +139,8 @@ def _closed_seconds(problem: Problem, config: Config, student: Student) -> float
     refit = build_refit(student, problem, config.refit)
     started = time.perf_counter()
     refit.after_cycle(generator)
+    if student.weights[0].device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 

@@ -77,12 +77,28 @@ def products(name: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    former = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    cudnn, wanted = torch.backends.cudnn, name == "tf32"
+    try:
+        former = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:
+        # Where the application has used PyTorch's newer switches, these cannot be read any more.
+        switches = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+        precisions = [switch.fp32_precision for switch in switches]
+        for switch in switches:
+            switch.fp32_precision = "tf32" if wanted else "ieee"
+        try:
+            yield
+        finally:
+            for switch, value in zip(switches, precisions, strict=True):
+                switch.fp32_precision = value
+        return
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+    cudnn.allow_tf32 = wanted
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = former
+        torch.set_float32_matmul_precision(former[0])
+        cudnn.allow_tf32 = former[1]
 
 
 @contextmanager

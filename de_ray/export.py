@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from de_ray.checks import first_line
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import mean_divergence
 from de_ray.problem.outputs import leaves
@@ -204,7 +205,7 @@ def _require_equal(module: nn.Module, data: bytes, sample: Tensor) -> None:
     try:
         got = OnnxNetwork(data, expected, packing_of(module))(sample)
     except RuntimeError as error:  # onnxruntime's own are of that kind
-        raise ValueError(f"the ONNX network does not run: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"the ONNX network does not run: {first_line(error)}") from error
     for (place, ours), (_, theirs) in zip(leaves(expected), leaves(got), strict=True):
         scale = max(float(ours.abs().max()), torch.finfo(torch.float32).tiny)
         difference = float((ours - theirs).abs().max()) / scale

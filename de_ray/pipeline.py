@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from de_ray import codec
+from de_ray.checks import first_line, require
 from de_ray.codec.raw import raw_entry
-from de_ray.config import WORKER_GPUS, Config, PoolConfig
+from de_ray.config import Config, PoolConfig
 from de_ray.device import moved, products, resolve_device, threads
 from de_ray.evaluation.build import build_pool
 from de_ray.evaluation.capture import PROBE
@@ -142,12 +143,17 @@ def _require_gradients(problem: Problem, student: Student) -> None:
             output = student.module(problem.calibration[:count].to(weights[0].device))
             score = problem.divergence.score(output, torch.Generator().manual_seed(0))
             torch.autograd.grad(score, weights, materialize_grads=True)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
     except RuntimeError as error:
+        require("same device" not in str(error), "device", str(weights[0].device), "cpu, as the teacher makes or keeps "
+                "tensors that stay there; register_buffer has what it keeps follow its weights, device=x.device what "
+                "its forward pass makes")
         raise ValueError("the teacher's outputs have no gradient with respect to its layers' weights, which saliencies "
                          "and refit follow: expected no torch.no_grad or inference_mode in its forward pass, no "
                          "reentrant checkpoints (use_reentrant=False), nothing changed in place that gradients need, "
                          "nothing kept for the next pass but what is detached, "
-                         f"and scores rather than their argmax ({str(error).splitlines()[0]})") from error
+                         f"and scores rather than their argmax ({first_line(error)})") from error
     finally:
         for weight in weights:
             weight.requires_grad_(False)
@@ -171,8 +177,8 @@ def _earlier(student: Student, path: str) -> dict[str, Tensor]:
 
 def _pool_config(config: Config, device: str) -> PoolConfig:
     """The pool's configuration; actors that kept whole GPUs would leave none for refit's workers."""
-    if config.refit.workers > 1 and device == "cuda" and config.pool.gpus is None:
-        return replace(config.pool, gpus=1 - WORKER_GPUS)
+    if config.refit.workers > 1 and device == "cuda" and config.pool.kind == "ray":
+        return replace(config.pool, gpus=config.pool.gpus_beside_workers)
     return config.pool
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hydra.types import RunMode
 
+from de_ray.checks import first_line
 from de_ray.cluster.join import TOKEN_HELP, use_token
 from de_ray.config import ClusterConfig
 from de_ray.redact import without_credentials
@@ -129,7 +130,7 @@ class Connection:
             try:
                 return action(self.client())
             except AuthenticationError as error:
-                raise ConnectionError(f"cluster.dashboard={self.config.dashboard}: {str(error).splitlines()[0]}; "
+                raise ConnectionError(f"cluster.dashboard={self.config.dashboard}: {first_line(error)}; "
                                       f"{TOKEN_HELP}") from error
             except (ConnectionError, requests.RequestException, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not _is_passing(error):

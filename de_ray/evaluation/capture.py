@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
+from de_ray.checks import first_line
 from de_ray.evaluation.program import Program, Values
 from de_ray.problem.base import Output
 from de_ray.problem.outputs import flatten
@@ -50,7 +51,7 @@ def capture(module: nn.Module, inputs: Tensor) -> Program:
     except CaptureError:
         raise
     except Exception as error:  # noqa: BLE001 - export runs the user's code on proxies: anything may come out of it
-        raise CaptureError(f"torch.export cannot follow it: {str(error).strip().splitlines()[0]}") from error
+        raise CaptureError(f"torch.export cannot follow it: {first_line(error)}") from error
     require_close(whole, reference, "its captured graph computes something else than the module")
     apart = [torch.cat(pair) for pair in zip(*map(flatten, parts), strict=True)]
     require_close(whole, apart, "its samples influence each other")

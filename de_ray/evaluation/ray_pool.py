@@ -10,6 +10,7 @@ import numpy as np
 import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayError
 
+from de_ray.checks import first_line
 from de_ray.cluster.join import ensure_ray
 from de_ray.config import PoolConfig
 from de_ray.evaluation.edits import Edit
@@ -39,8 +40,7 @@ def _memory_explained() -> Iterator[None]:
     try:
         yield
     except (ObjectStoreFullError, OutOfDiskError, OutOfMemoryError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise EvaluationError(f"Ray has no room left ({type(error).__name__}: {reason}); free memory or disk space, "
+        raise EvaluationError(f"Ray has no room left ({type(error).__name__}: {first_line(error)}); free memory or disk space, "
                               f"then {RESUME}") from error
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from de_ray.checks import require, require_choice
+from de_ray.checks import first_line, require, require_choice
 from de_ray.config import DIVERGENCES, ProblemConfig
 from de_ray.problem.arrays import Given, checked, load_inputs
 from de_ray.problem.augment import augmentation, spliced
@@ -248,7 +248,7 @@ def _copied(model: nn.Module) -> nn.Module:
             copies[id(parameter)] = copies[first] if first in copies else copy.deepcopy(parameter)
         copied = copy.deepcopy(model, copies)
     except (RuntimeError, TypeError) as error:
-        reason, hint = str(error).splitlines()[0], "expected a module that copy.deepcopy copies"
+        reason, hint = first_line(error), "expected a module that copy.deepcopy copies"
         if "graph leaves" in reason:
             hint = ("expected parameters that are no function of others; torch.nn.utils.remove_weight_norm, "
                     "prune.remove and their like undo what made them so")

@@ -161,6 +161,9 @@ def _hint(error: Exception, model: nn.Module) -> str:
         if packing_of(model) is not None:
             return f"; its forward takes {inspect.signature(model.forward)}"
         return "; the inputs of a network of several arguments go into a tuple, or into a dict by name"
+    if "same device" in str(error):
+        return ("; it is copied to the CPU: its forward pass makes tensors where its inputs are (device=x.device), and "
+                "register_buffer has those that it keeps go with it")
     if "Long" in str(error):
         return "; token indices are whole numbers of more than 8 bits, as uint8 is taken for pixels"
     return ""

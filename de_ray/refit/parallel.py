@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from de_ray import device as devices
 from de_ray.checks import require
 from de_ray.cluster.join import ensure_ray
-from de_ray.config import WORKER_GPUS, PoolConfig, RefitConfig
+from de_ray.config import PoolConfig, RefitConfig
 from de_ray.problem.base import Problem
 from de_ray.refit.distill import Distiller, diverged
 from de_ray.student import Student
@@ -52,7 +52,7 @@ class ParallelDistiller:
         self._student, self._config, self._threads, self._gpus = student, config, threads, worker_gpus(pool)
         self._device = student.weights[0].device.type
         if self._device == "cuda" and not pool.autoscale:
-            require_gpus(config.workers)
+            require_gpus(config.workers, pool)
         self._moments: dict[str, Tensor] = {}
         # Metrics and pictures hold what workers have no use for.
         teacher = problem.teacher.to("cpu")
@@ -107,16 +107,27 @@ class ParallelDistiller:
 
 def worker_gpus(pool: PoolConfig) -> float:
     """Of a GPU, what a worker is given: what the evaluators leave of it, so that there is no place for two workers."""
-    share = 1 - WORKER_GPUS if pool.gpus is None else pool.gpus
-    if pool.kind == "serial" or not 0 < share < 1:
+    share = pool.gpus_beside_workers
+    if not 0 < share < 1:
         return 1.0
     return round(1 - share * int(1 / share), 4) or 1.0
 
 
-def require_gpus(workers: int) -> None:
-    """Raise `ValueError` where workers would wait for ever for a GPU each, which NCCL asks for."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+def require_gpus(workers: int, pool: PoolConfig) -> None:
+    """Raise `ValueError` where workers would wait for ever for a GPU each, or two of them be on one, which NCCL
+    refuses."""
+    gpus, share = int(ray.cluster_resources().get("GPU", 0)), pool.gpus_beside_workers
     require(workers <= gpus, "refit.workers", workers, f"at most {gpus}, the number of the cluster's GPUs")
+    if not share:
+        return
+    if worker_gpus(pool) == 1:
+        taken = min(gpus, pool.actors * math.ceil(share) or gpus)
+        require(workers <= gpus - taken, "refit.workers", workers, f"at most {gpus - taken}, the GPUs that evaluators "
+                f"of pool.gpus={share:g} leave to them; pool.gpus=null leaves a part of each")
+    else:
+        full = gpus * int(1 / share)
+        require(not 0 < pool.actors < full, "pool.actors", pool.actors, f"0, or at least {full}, beside refit.workers: "
+                "of a GPU without evaluators two workers would take a part")
 
 
 @ray.remote(num_cpus=0)

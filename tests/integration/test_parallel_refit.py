@@ -1,5 +1,6 @@
 """Distillation by two workers against one, in Ray Train's processes."""
 
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 
@@ -94,9 +95,25 @@ def test_no_two_workers_have_room_on_one_gpu_beside_its_evaluators(kind, evaluat
 
 def test_more_workers_than_gpus_are_refused_rather_than_waited_for(monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0, "CPU": 8.0})
-    require_gpus(1)
+    require_gpus(1, PoolConfig())
     with pytest.raises(ValueError, match=r"refit\.workers=2: expected at most 1, the number of the cluster's GPUs"):
-        require_gpus(2)
+        require_gpus(2, PoolConfig())
+
+
+@pytest.mark.parametrize(("workers", "pool", "message"), [
+    (4, PoolConfig("serial"), None), (4, PoolConfig(), None), (4, PoolConfig(actors=4), None),
+    (4, PoolConfig(gpus=0.0, actors=9), None), (2, PoolConfig(gpus=1.0, actors=2), None),
+    (4, PoolConfig(gpus=0.3, actors=12), None),
+    (4, PoolConfig(actors=1), r"pool\.actors=1: expected 0, or at least 4"),
+    (4, PoolConfig(gpus=0.3, actors=4), r"pool\.actors=4: expected 0, or at least 12"),
+    (1, PoolConfig(gpus=1.0), r"refit\.workers=1: expected at most 0, .* pool\.gpus=1 "),
+    (3, PoolConfig(gpus=1.0, actors=2), r"refit\.workers=3: expected at most 2"),
+    (2, PoolConfig(gpus=0.5), r"refit\.workers=2: expected at most 0"),
+])
+def test_evaluators_that_leave_no_gpu_or_room_for_two_workers_on_one_are_refused(workers, pool, message, monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 4.0, "CPU": 8.0})
+    with contextlib.nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        require_gpus(workers, pool)
 
 
 def test_a_divergence_that_explodes_is_the_same_error_as_with_one_worker(in_this_process):

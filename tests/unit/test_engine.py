@@ -258,12 +258,20 @@ def test_only_what_depends_on_a_layer_is_run_again():
     assert not {node.name for node in engine.suffix((names.index("up"),)).plan} & {"max_pool2d", "conv2d", "conv2d_1"}
 
 
+def not_exported(layer, x):
+    if torch.compiler.is_exporting():
+        raise AssertionError
+    return functional.linear(x, layer.weight)
+
+
 @pytest.mark.parametrize("network", [
-    # Control flow by values; samples that influence each other; another function for another number of samples.
+    # Control flow by values; samples that influence each other; another function for another number of samples; an
+    # error without a word.
     type("Branching", (nn.Linear,), {"forward": lambda self, x: functional.linear(x, self.weight) * (
         2 if float(x.sum()) > 0 else 1)}),
     type("Mixing", (nn.Linear,), {"forward": lambda self, x: functional.linear(x - x.mean(0), self.weight)}),
     type("Counting", (nn.Linear,), {"forward": lambda self, x: functional.linear(x, self.weight) / len(x)}),
+    type("Silent", (nn.Linear,), {"forward": not_exported}),
 ])
 def test_a_network_that_cannot_be_run_in_parts_is_named_and_evaluated_whole(network, caplog):
     torch.manual_seed(0)
@@ -431,6 +439,24 @@ def test_float32_is_float32_on_gpus_whatever_pytorch_would_rather_have(name, exp
     assert flags() == former
     with products(name, torch.device("cpu")):
         assert flags() == former
+
+
+@pytest.mark.parametrize(("name", "expected"), [("float32", "ieee"), ("tf32", "tf32")])
+def test_pytorchs_newer_switches_of_precision_are_minded_where_an_application_uses_them(name, expected):
+    backends = torch.backends
+    switches = lambda: [one.fp32_precision for one in (backends.cuda.matmul, backends.cudnn.conv)]  # noqa: E731
+    former = backends.cuda.matmul.fp32_precision
+    backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError, match="mix of the legacy and new"):
+            torch.get_float32_matmul_precision()
+        before = switches()
+        with products(name, torch.device("cuda")):
+            assert switches() == [expected] * 2
+        assert switches() == before
+    finally:
+        backends.cuda.matmul.fp32_precision = former
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize(("flags", "told"), [({"avx2": True, "avx512_bf16": False}, True), ({"amx_bf16": True}, False),
