@@ -60,7 +60,8 @@ def test_what_is_given_back_lays_nothing_out(network):
     torch.manual_seed(0)
     model, inputs = network().eval(), torch.randn(20, 3, 8, 8)
     result = de_ray.compress(model, inputs, evolution=EvolutionConfig(cycles=1, population=3),
-                             refit=RefitConfig(steps=2, final_steps=2), quantization=QuantizationConfig(refit_steps=2))
+                             refit=RefitConfig(steps=2, final_steps=2), quantization=QuantizationConfig(refit_steps=2),
+                             device="cpu")
     assert not result.model._forward_pre_hooks and not result.student._forward_pre_hooks
     with torch.no_grad():
         assert torch.equal(result.model(inputs), result.student(inputs)) and result.model.last is False

@@ -98,7 +98,7 @@ def test_arguments_come_back_bit_for_bit(data):
 @pytest.mark.parametrize(("model", "inputs"), [(Reader(), tokens), (Two(), pairs)])
 def test_a_network_of_several_arguments_is_compressed_and_called_as_before(model, inputs, tmp_path):
     before = copy.deepcopy(model.state_dict())
-    result = de_ray.compress(model, inputs(80), sparsity=0.7, **SHORT)
+    result = de_ray.compress(model, inputs(80), sparsity=0.7, device="cpu", **SHORT)
     assert packing_of(model) is None and all(value.equal(before[name]) for name, value in model.state_dict().items())
     assert result.report["sparsity"] == pytest.approx(0.7, abs=0.05)
     new = [value.float() if value.is_floating_point() else value for value in
