@@ -24,7 +24,7 @@ STEPS = 2
 TIMED_SECONDS = 1.0
 """For which a part is repeated, at least: a step alone takes now more, now less."""
 TIMING_SHARE = 0.05
-"""Of the minutes, which those larger steps may take."""
+"""Of the minutes, which those larger steps may take, and passes."""
 WITHOUT_TEACHER = 0.75
 """Of a step's time, that of a saliency's pass."""
 OTHER_PASSES = 14
@@ -99,14 +99,15 @@ def measured(problem: Problem, config: Config) -> Costs:
     problem = replace(problem, teacher=copy.deepcopy(problem.teacher).to(device))  # it may count its passes
     with threads(config.threads or 1), products(config.refit.precision, device), torch.enable_grad():
         student = Student(problem.teacher, problem.layers, device)
-        batch = min(TIMED_BATCH, config.refit.batch)
         small = _step_seconds(problem, config, student, 1)
+        most = (1 + STEPS) * TIMED_BATCH  # inputs for which there is time
         if config.minutes is not None:
-            batch = min(batch, max(2, int(TIMING_SHARE * 60 * config.minutes / ((1 + STEPS) * small))))
+            most = int(TIMING_SHARE * 60 * config.minutes / small)
+        batch = min(TIMED_BATCH, config.refit.batch, max(2, most // (1 + STEPS)))
         large = _step_seconds(problem, config, student, batch)
         # An input alone may take as long as several.
         an_input = min(large / batch, max(0.0, large - small) / max(1, batch - 1))
-        seconds = _pass_seconds(problem, student, problem.calibration[:min(batch, config.pool.batch)])
+        seconds = _pass_seconds(problem, student, problem.calibration[:min(TIMED_BATCH, config.pool.batch, max(2, most))])
         closed = _closed_seconds(problem, config, student)
     calibration, layers = seconds * len(problem.calibration), len(problem.layers)
     candidate = calibration / _evaluators(config, device)
@@ -140,7 +141,7 @@ def _closed_seconds(problem: Problem, config: Config, student: Student) -> float
     started = time.perf_counter()
     refit.after_cycle(generator)
     if student.weights[0].device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize()  # it may not be done yet
     return time.perf_counter() - started
 
 

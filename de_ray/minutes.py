@@ -40,9 +40,9 @@ LEAST_GENERATIONS, LEAST_POPULATION, LEAST_SALIENCY_INPUTS, LEAST_CYCLES = 1, 4,
 FEWEST_SALIENCY_INPUTS, FEWEST_CYCLES = 32, 2
 """What it keeps in any case; candidates are what it does without."""
 BATCHES = (32, 16, 8, 4)
-"""Inputs a step of a refit that has not the time for all of its larger ones: the most that leave enough steps."""
-ENOUGH_STEPS = 0.05
-"""Of the configured ones."""
+"""Inputs a step of a refit that has not the time for all of its larger ones: the most that leave LEAST_STEPS."""
+LEAST_STEPS = 0.05
+"""Share of the configured steps that is left in any case."""
 LATE = 1.1
 """How many times the minutes a schedule may take before it is warned of."""
 
@@ -139,9 +139,9 @@ def _fitted(config: Config, costs: Costs, seconds: float) -> Config:
     batches = [batch for batch in BATCHES if batch < refit.batch and batch % refit.workers == 0]
     if refit.batch <= BATCHES[0] or not batches:
         batches.insert(0, refit.batch)
-    shares = {batch: max(0.0, left) / (max(1, steps(wanted)) * costs.step(batch / refit.workers)) for batch in batches}
-    batch = next((batch for batch in batches if shares[batch] >= ENOUGH_STEPS), batches[-1])
-    share = min(shares[batch], refit.batch / batch)  # no more inputs than were asked for
+    shares = {batch: left / (max(1, steps(wanted)) * costs.step(batch / refit.workers)) for batch in batches}
+    batch = next((batch for batch in batches if shares[batch] >= LEAST_STEPS), batches[-1])
+    share = min(max(shares[batch], LEAST_STEPS), refit.batch / batch)  # no more inputs than were asked for
     return replace(lean, refit=replace(refit, batch=batch, steps=_part(refit.steps, share * times),
                                        final_steps=_part(refit.final_steps, share)),
                    quantization=replace(config.quantization, refit_steps=_part(levels, share)))
