@@ -24,7 +24,7 @@ STEPS = 2
 TIMED_SECONDS = 1.0
 """For which a part is repeated, at least: a step alone takes now more, now less."""
 TIMING_SHARE = 0.05
-"""Of the minutes, which those larger steps may take, and passes."""
+"""Of the minutes: for the larger steps, and for passes."""
 WITHOUT_TEACHER = 0.75
 """Of a step's time, that of a saliency's pass."""
 OTHER_PASSES = 14
@@ -102,12 +102,12 @@ def measured(problem: Problem, config: Config) -> Costs:
         small = _step_seconds(problem, config, student, 1)
         most = (1 + STEPS) * TIMED_BATCH  # inputs for which there is time
         if config.minutes is not None:
-            most = int(TIMING_SHARE * 60 * config.minutes / small)
+            most = max(2, int(TIMING_SHARE * 60 * config.minutes / small))
         batch = min(TIMED_BATCH, config.refit.batch, max(2, most // (1 + STEPS)))
         large = _step_seconds(problem, config, student, batch)
         # An input alone may take as long as several.
         an_input = min(large / batch, max(0.0, large - small) / max(1, batch - 1))
-        seconds = _pass_seconds(problem, student, problem.calibration[:min(TIMED_BATCH, config.pool.batch, max(2, most))])
+        seconds = _pass_seconds(problem, student, problem.calibration[:min(TIMED_BATCH, config.pool.batch, most)])
         closed = _closed_seconds(problem, config, student)
     calibration, layers = seconds * len(problem.calibration), len(problem.layers)
     candidate = calibration / _evaluators(config, device)

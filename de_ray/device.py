@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -77,28 +78,36 @@ def products(name: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    cudnn, wanted = torch.backends.cudnn, name == "tf32"
-    try:
-        former = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    except RuntimeError:
-        # Where the application has used PyTorch's newer switches, these cannot be read any more.
-        switches = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
-        precisions = [switch.fp32_precision for switch in switches]
-        for switch in switches:
-            switch.fp32_precision = "tf32" if wanted else "ieee"
-        try:
-            yield
-        finally:
-            for switch, value in zip(switches, precisions, strict=True):
-                switch.fp32_precision = value
-        return
-    torch.set_float32_matmul_precision("high" if wanted else "highest")
-    cudnn.allow_tf32 = wanted
+    restore = _switched(name == "tf32")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(former[0])
-        cudnn.allow_tf32 = former[1]
+        restore()
+
+
+def _switched(tf32: bool) -> Callable[[], None]:
+    """Switch tf32 on or off for products and convolutions on GPUs; returns what restores the former state."""
+    cudnn = torch.backends.cudnn
+    try:
+        former = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:
+        # Where the application has used PyTorch's newer switches, those cannot be read any more.
+        switches = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+        precisions = [switch.fp32_precision for switch in switches]
+
+        def newer(values: Iterable[str]) -> None:
+            for switch, value in zip(switches, values, strict=True):
+                switch.fp32_precision = value
+
+        newer(["tf32" if tf32 else "ieee"] * len(switches))
+        return partial(newer, precisions)
+
+    def older(of_products: str, convolutions: bool) -> None:
+        torch.set_float32_matmul_precision(of_products)
+        cudnn.allow_tf32 = convolutions
+
+    older("high" if tf32 else "highest", tf32)
+    return partial(older, *former)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """A simulated GPU: tensors that say they are on cuda:0, compute on the CPU, and refuse what CUDA refuses.
 
-A `CudaTensor` holds a CPU tensor. It raises beside a plain CPU tensor of one dimension or more, for a CPU generator that
-is to fill it, for `.numpy()`, for being pickled or pinned. PyTorch's own kernels take their paths for CPUs: what only
-CUDA's do (cuDNN's recurrent layers, kernels that are missing, rounding, races, memory) is not seen.
+A `CudaTensor` holds a CPU tensor. It raises beside a plain CPU tensor of one dimension or more, for a CPU generator
+that is to fill it, for `.numpy()`, for being pickled or pinned. PyTorch's own kernels take their paths for CPUs: what
+only CUDA's do (cuDNN's recurrent layers, kernels that are missing, rounding, races, memory) is not seen.
 """
 
 import contextlib
@@ -49,7 +49,8 @@ class CudaTensor(Tensor):
     @staticmethod
     def __new__(cls, held):
         with torch.inference_mode(held.is_inference()):  # a view of a tensor that is none is none itself
-            return Tensor._make_wrapper_subclass(cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype)
+            return Tensor._make_wrapper_subclass(cls, held.shape, held.stride(), held.storage_offset(),
+                                                 dtype=held.dtype)
 
     def __init__(self, held):
         self.held = held.detach()

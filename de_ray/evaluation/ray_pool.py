@@ -40,8 +40,8 @@ def _memory_explained() -> Iterator[None]:
     try:
         yield
     except (ObjectStoreFullError, OutOfDiskError, OutOfMemoryError) as error:
-        raise EvaluationError(f"Ray has no room left ({type(error).__name__}: {first_line(error)}); free memory or disk space, "
-                              f"then {RESUME}") from error
+        raise EvaluationError(f"Ray has no room left ({type(error).__name__}: {first_line(error)}); free memory or "
+                              f"disk space, then {RESUME}") from error
 
 
 def _one(scatter: Scatter, request: Request) -> np.ndarray:

@@ -89,7 +89,7 @@ def test_where_large_steps_would_be_few_batches_are_smaller_still(problem, costs
 def test_large_networks_are_timed_by_few_inputs(problem, monkeypatch):
     taken = []
     monkeypatch.setattr(costs_module, "_step_seconds", lambda a, b, c, batch: taken.append(batch) or 0.1 + 2.0 * batch)
-    monkeypatch.setattr(costs_module, "_pass_seconds", lambda problem, student, inputs: taken.append(len(inputs)) or 1.0)
+    monkeypatch.setattr(costs_module, "_pass_seconds", lambda a, b, inputs: taken.append(len(inputs)) or 1.0)
     assert measured(problem, Config(minutes=10)).an_input == pytest.approx(2.0)
     assert taken == [1, 4, 14]
     taken.clear()
