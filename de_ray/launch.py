@@ -36,7 +36,7 @@ def run(composed: DictConfig) -> float:
         from de_ray.session import run_session
 
         return run_session(config, folder, parent_of(hydra_config)).report["divergence"]["held_out"]
-    except (ValueError, OSError, FloatingPointError, OmegaConfBaseException, EvaluationError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError, OmegaConfBaseException, EvaluationError) as error:
         _leave_nothing(Path(hydra_config.runtime.output_dir))
         # What users can mend is told in one line, which a traceback would hide; hydra.verbose=true shows both.
         log.debug("where it happened", exc_info=True)

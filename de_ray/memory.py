@@ -1,10 +1,27 @@
 """How many inputs may go through a network at once, when what their way back needs is kept."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from de_ray.checks import first_line
+
+
+@contextmanager
+def full_gpus_explained() -> Iterator[None]:
+    """Turn PyTorch's error about a GPU without room into one that says what takes less.
+
+    Raises:
+        MemoryError: instead of it.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"{first_line(error)} Lower refit.memory_mb (activations of a step), pool.cache_mb, "
+                          "pool.stack or pool.batch (evaluators), or take device=cpu") from error
 
 
 def inputs_that_fit(run: Callable[[int], object], memory_mb: int) -> int:

@@ -22,6 +22,7 @@ from de_ray.evaluation.capture import PROBE
 from de_ray.evolve import OnRecord, evolve
 from de_ray.files import write_atomically
 from de_ray.fingerprint import fingerprint
+from de_ray.memory import full_gpus_explained
 from de_ray.minutes import schedule, with_minutes
 from de_ray.negligible import with_negligible
 from de_ray.problem.base import Problem
@@ -56,6 +57,7 @@ class Result:
         return Path(path)
 
 
+@full_gpus_explained()
 @torch.enable_grad()  # refit needs it, in whatever mode the caller is
 def run(problem: Problem, config: Config, folder: Path | None = None,
         on_record: OnRecord = lambda record, total: None,
@@ -72,6 +74,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
     Raises:
         ValueError: no file can hold one of the teacher's tensors, or its outputs have no gradient.
         FloatingPointError: the divergence became NaN or infinite.
+        MemoryError: a GPU has no room left.
         RuntimeError: the file does not decode to the student, bit for bit.
     """
     config = with_minutes(problem, with_threads(problem, config), folder)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import de_ray
 from de_ray.config import EvolutionConfig, QuantizationConfig, RefitConfig
+from de_ray.refit.distill import Distiller
 from tests.fake_cuda import CudaTensor, fake_cuda
 
 
@@ -58,6 +59,15 @@ class OfOneDevice(nn.Linear):
 def test_a_model_of_which_a_part_stays_where_it_is_is_told_of(model, message):
     with fake_cuda(), pytest.raises(ValueError, match=message):
         compressed(model, torch.randn(40, 12), "cuda")
+
+
+def test_a_gpu_without_room_is_one_error_that_says_what_takes_less(monkeypatch):
+    def full(self, *_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more")
+
+    monkeypatch.setattr(Distiller, "run", full)
+    with fake_cuda(), pytest.raises(MemoryError, match=r"allocate 2\.00 GiB\. Lower refit\.memory_mb "):
+        compressed(nn.Linear(12, 5), torch.randn(40, 12), "cuda")
 
 
 def test_a_default_device_other_than_the_cpu_is_refused():
