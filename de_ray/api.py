@@ -76,6 +76,7 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
     Raises:
         ValueError: an argument is out of its range, a glob matches no layer, inputs or weights do not fit, or the
             folder holds another compression's checkpoints.
+        MemoryError: a GPU has no room left.
 
     Example:
         result = de_ray.compress(model, calibration, sparsity=0.9, bits=4)

@@ -40,7 +40,7 @@ def run(composed: DictConfig) -> float:
         _leave_nothing(Path(hydra_config.runtime.output_dir))
         # What users can mend is told in one line, which a traceback would hide; hydra.verbose=true shows both.
         log.debug("where it happened", exc_info=True)
-        sys.exit(without_credentials(f"error: {error}"))
+        sys.exit(without_credentials(f"error: {str(error) or type(error).__name__}"))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -1,4 +1,4 @@
-"""How many inputs may go through a network at once, when what their way back needs is kept."""
+"""How many inputs may go through a network at once, with what their way back needs, and GPUs without room for them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,20 +8,6 @@ import torch
 from torch import Tensor
 
 from de_ray.checks import first_line
-
-
-@contextmanager
-def full_gpus_explained() -> Iterator[None]:
-    """Turn PyTorch's error about a GPU without room into one that says what takes less.
-
-    Raises:
-        MemoryError: instead of it.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(f"{first_line(error)} Lower refit.memory_mb (activations of a step), pool.cache_mb, "
-                          "pool.stack or pool.batch (evaluators), or take device=cpu") from error
 
 
 def inputs_that_fit(run: Callable[[int], object], memory_mb: int) -> int:
@@ -44,6 +30,20 @@ def bytes_an_input(run: Callable[[int], object]) -> int:
 def even_size(total: int, most: int) -> int:
     """The size of about equal parts, of `most` at most each."""
     return math.ceil(total / math.ceil(total / most))
+
+
+@contextmanager
+def full_gpus_explained() -> Iterator[None]:
+    """Turn PyTorch's error about a GPU without room into one that says what takes less.
+
+    Raises:
+        MemoryError: instead of it.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"{first_line(error)} Lower refit.memory_mb (activations of a step), pool.cache_mb, "
+                          "pool.stack or pool.batch (evaluators), or take device=cpu") from error
 
 
 def _kept_bytes(run: Callable[[int], object], count: int) -> int:

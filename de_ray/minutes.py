@@ -8,11 +8,12 @@ can, and steps have what is left.
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from de_ray.checkpoint import FOLDER
+from de_ray.checks import first_line
 from de_ray.config import Config, EvolutionConfig
 from de_ray.costs import Costs, measured, steps
 from de_ray.files import write_atomically
@@ -93,7 +94,7 @@ def _chosen(problem: Problem, config: Config) -> Config:
         costs = measured(problem, config)
     except RuntimeError as error:  # a network without gradients, say, which the run itself refuses
         log.warning("minutes=%g: steps could not be timed, and the schedule stays as it is: %s", config.minutes,
-                    str(error).partition("\n")[0])
+                    first_line(error))
         return config
     timing = time.perf_counter() - started
     seconds = 60 * config.minutes - timing
@@ -125,12 +126,10 @@ def _fitted(config: Config, costs: Costs, seconds: float) -> Config:
         return config
     share = SEARCH_SHARE if config.refit.method == "distill" else 1 - SEARCH_SHARE
     room = seconds - costs.other
-    shorter = [replace(config, evolution=evolution) for evolution in _shorter(config.evolution)]
-    lean = next((one for one in shorter if costs.search(one) <= share * room), shorter[-1])
+    lean = _searching(config, _shorter(config.evolution), costs, share * room)
     if costs.search(lean) > max(share, MOST_SEARCH) * room:
-        least = [replace(config, evolution=evolution) for evolution in _least(lean.evolution)]
-        lean = next((one for one in least if costs.search(one) <= share * room), least[-1])
-    left = seconds - costs.other - costs.search(lean)
+        lean = _searching(config, _least(lean.evolution), costs, share * room)
+    left = room - costs.search(lean)
     refit, levels, cycles = config.refit, config.quantization.refit_steps, lean.evolution.cycles
     times = config.evolution.cycles / cycles  # as many steps for fewer cycles
     wanted = replace(lean, refit=replace(refit, steps=round(times * refit.steps)))
@@ -145,6 +144,15 @@ def _fitted(config: Config, costs: Costs, seconds: float) -> Config:
     return replace(lean, refit=replace(refit, batch=batch, steps=_part(refit.steps, share * times),
                                        final_steps=_part(refit.final_steps, share)),
                    quantization=replace(config.quantization, refit_steps=_part(levels, share)))
+
+
+def _searching(config: Config, searches: Iterable[EvolutionConfig], costs: Costs, seconds: float) -> Config:
+    """The configuration with the first of some searches that takes no more than some seconds, or with the last."""
+    for evolution in searches:
+        lean = replace(config, evolution=evolution)
+        if costs.search(lean) <= seconds:
+            break
+    return lean
 
 
 def _part(full: int, share: float) -> int:

@@ -97,7 +97,7 @@ class CudaTensor(Tensor):
         if packet not in MIXING and any(one.ndim or not scalars for one in plain):
             raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, cuda:0 "
                                f"and cpu! ({func}, shapes {[tuple(one.shape) for one in plain]})")
-        found = func(*raw((pytree.tree_map_only(torch.device, lambda _: CPU, args))),
+        found = func(*raw(pytree.tree_map_only(torch.device, lambda _: CPU, args)),
                      **raw(pytree.tree_map_only(torch.device, lambda _: CPU, kwargs)))
         if torch.Tag.inplace_view in func.tags:
             with no_dispatch():  # of the wrapper too
