@@ -22,6 +22,12 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def last_line(error: BaseException | str) -> str:
+    """What an error says at its end, where tracebacks have what happened; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
 def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise `ValueError` unless `value` is one of `choices`."""
     require(value in choices, key, value, "one of " + ", ".join(choices))

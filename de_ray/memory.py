@@ -33,8 +33,11 @@ def even_size(total: int, most: int) -> int:
 
 
 @contextmanager
-def full_gpus_explained() -> Iterator[None]:
+def full_gpus_explained(way_out: str) -> Iterator[None]:
     """Turn PyTorch's error about a GPU without room into one that says what takes less.
+
+    Args:
+        way_out: a sentence.
 
     Raises:
         MemoryError: instead of it.
@@ -42,8 +45,7 @@ def full_gpus_explained() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise MemoryError(f"{first_line(error)} Lower refit.memory_mb (activations of a step), pool.cache_mb, "
-                          "pool.stack or pool.batch (evaluators), or take device=cpu") from error
+        raise MemoryError(f"{first_line(error)} {way_out}") from error
 
 
 def _kept_bytes(run: Callable[[int], object], count: int) -> int:

@@ -57,7 +57,8 @@ class Result:
         return Path(path)
 
 
-@full_gpus_explained()
+@full_gpus_explained("Lower refit.memory_mb (activations of a step), pool.cache_mb, pool.stack or pool.batch "
+                     "(evaluators), or take device=cpu")
 @torch.enable_grad()  # refit needs it, in whatever mode the caller is
 def run(problem: Problem, config: Config, folder: Path | None = None,
         on_record: OnRecord = lambda record, total: None,

@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError
 
+from de_ray.checks import first_line
 from de_ray.cluster.address import LOCAL, chosen
 from de_ray.signals import sigterm_kept
 
@@ -74,9 +75,9 @@ def _join(address: str) -> None:
         if address == "auto":
             raise ConnectionError("cluster.address=auto: no Ray cluster runs on this machine; run on a node of one, "
                                   "set RAY_ADDRESS=HOST:PORT, or send the command there with cluster.submit=true "
-                                  f"cluster.dashboard=http://HOST:8265 ({_first_line(error)})") from error
+                                  f"cluster.dashboard=http://HOST:8265 ({first_line(error)})") from error
         mode = os.environ.get("RAY_AUTH_MODE", "unset")
-        raise ConnectionError(f"cluster.address={address}: {_first_line(error)}. Where Ray listens there, check that "
+        raise ConnectionError(f"cluster.address={address}: {first_line(error)}. Where Ray listens there, check that "
                               "its version is this machine's, and the token (RAY_AUTH_MODE is "
                               f"{mode} here): {TOKEN_HELP}") from error
 
@@ -109,7 +110,3 @@ def _require_listener(address: str) -> None:
     except (OSError, ValueError) as error:
         raise ConnectionError(f"cluster.address={address}: nobody listens there ({error}); expected HOST:PORT of a "
                               "cluster's head, such as 10.0.0.1:6379") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from de_ray.checks import last_line
 from de_ray.cluster.storage import location, open_storage
 from de_ray.config import Config
 from de_ray.report import versions
@@ -99,7 +100,7 @@ def _require_all(nodes: dict[str, str], places: list[str], marker: str, config: 
         try:
             found = ray.get(call, timeout=0.1)
         except RayTaskError as error:  # de_ray itself could not be imported
-            found = [str(error).strip().splitlines()[-1]]
+            found = [last_line(error)]
         except RayError as error:
             if node not in _nodes():
                 continue  # it has left meanwhile, as nodes do

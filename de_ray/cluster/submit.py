@@ -134,8 +134,7 @@ class Connection:
                                       f"{TOKEN_HELP}") from error
             except (ConnectionError, requests.RequestException, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not _is_passing(error):
-                    reason = str(error).strip().splitlines()
-                    raise ValueError(f"cluster.dashboard={self.config.dashboard}: {reason[0]}") from error
+                    raise ValueError(f"cluster.dashboard={self.config.dashboard}: {first_line(error)}") from error
                 if time.monotonic() + pause > deadline:
                     advice = _again(self.config, job) if job else "check that it is forwarded to this machine"
                     raise ConnectionError(f"cluster.dashboard={self.config.dashboard} did not answer for "

@@ -17,6 +17,7 @@ from torch.nn.modules import transformer
 from torch.utils import _pytree as pytree
 
 from de_ray.checks import first_line
+from de_ray.evaluation.functional import make_functional
 from de_ray.evaluation.program import Program, Values
 from de_ray.problem.base import Output
 from de_ray.problem.outputs import flatten
@@ -121,8 +122,9 @@ def _exported(module: nn.Module, probe: Tensor) -> Program:
             warnings.filterwarnings("ignore", ".*(_flat_weights|was assigned during export)", UserWarning)
             exported = torch.export.export(_OfOne(module), (probe,), strict=False,
                                            dynamic_shapes=({0: torch.export.Dim.AUTO},))
-        # An empty table makes in-place operations functional and keeps convolutions and linear layers whole.
-        exported = exported.run_decompositions({})
+        if not make_functional(exported.graph):
+            # An empty table keeps convolutions and linear layers whole.
+            exported = exported.run_decompositions({})
     finally:
         quiet.setLevel(level)
     signature = exported.graph_signature

@@ -30,7 +30,9 @@ _EACH_BY_ITSELF = {
 what pools and resizes, and padding is looked at."""
 _PAIRS = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default,
           aten.minimum.default}
-_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+_NORMS = {aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default}
+"""Batch norm as it is exported, and as it is where in-place operations were made functional, whose first result is
+meant."""
 _RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints}
 
 
@@ -104,11 +106,11 @@ class _Tracer:
 
     def _follow(self, node: fx.Node) -> bool:
         """Note the channels of an operation's result; False where its inputs' numbers are to stay."""
-        if node.target == _BATCH_NORM:
+        if node.target in _NORMS:
             return self._normalize(node)
         if node.target is operator.getitem:
             source, index = node.args
-            return index == 0 and source.target == _BATCH_NORM and self._same(source, node)
+            return index == 0 and source.target in _NORMS and self._same(source, node)
         weighted = weighted_op(node)
         if weighted is not None:
             return self._weigh(weighted)

@@ -16,6 +16,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from de_ray.checks import last_line
 from de_ray.evaluation.chunks import tasks
 from de_ray.evaluation.members import DEATHS_ALLOWED, RESUME, Crew, EvaluationError, Member
 from de_ray.evaluation.parcel import Parcel
@@ -216,7 +217,7 @@ class Scatter:
                 task.raised = True
             self._lose(member, task, f"it raised {error.cause!r}")
         except RayError as error:
-            self._lose(member, task, _told(error))
+            self._lose(member, task, last_line(error))
         else:
             if task is not None:
                 member.proven = True
@@ -329,8 +330,3 @@ class Scatter:
             self._lose(member, self._flying.pop(call, None), f"no answer within pool.task_seconds={limit:g}")
         # Calls that are sent from now on have more time than those that are under way.
         self._next_check = min((m.since for m in self._crew.members if m.queue), default=now) + limit
-
-
-def _told(error: RayError) -> str:
-    """The line of a Ray error that says what happened: its first ones say where, a traceback's last one says what."""
-    return [line.strip() for line in str(error).splitlines() if line.strip()][-1]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from de_ray import device as devices
-from de_ray.checks import require
+from de_ray.checks import last_line, require
 from de_ray.cluster.join import ensure_ray
 from de_ray.config import PoolConfig, RefitConfig
 from de_ray.problem.base import Problem
@@ -93,9 +93,8 @@ class ParallelDistiller:
         try:
             trainer.fit()
         except train.TrainingFailedError as error:
-            raise ConnectionError(f"a worker of refit failed ({str(error).strip().splitlines()[-1]}); the run "
-                                  "continues from its last checkpoint with: python launch.py resume=RUN_FOLDER"
-                                  ) from error
+            raise ConnectionError(f"a worker of refit failed ({last_line(error)}); the run continues from its last "
+                                  "checkpoint with: python launch.py resume=RUN_FOLDER") from error
         found = ray.get(outbox.take.remote())
         if isinstance(found, FloatingPointError):
             raise found

@@ -11,6 +11,7 @@ from pathlib import Path
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from de_ray.checks import last_line
 from de_ray.config import Config
 from de_ray.results import REPORT_FILE, STUDENT_FILE, read_report, track_result
 from de_ray.schema import CONFIG_FILE
@@ -72,7 +73,7 @@ class Watch(Callback):
         number = trial.config["number"]
         # Tune's own reading of it, `get_error`, finds nothing before the file has been copied to the trial's folder.
         told = trial.error_file
-        reason = Path(told).read_text().strip().splitlines()[-1] if told else "no reason is known"
+        reason = last_line(told and Path(told).read_text().strip() or "no reason is known")
         self.failed[number] = reason
         log.warning("trial %d failed: %s (%s)", number, reason, label(self._points[number]))
         self._end(number, "FAILED")

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from de_ray.__main__ import main
 
@@ -213,6 +214,15 @@ def test_evaluate_tells_what_the_report_told(serial_run, here, capsys):
 def test_evaluate_refuses_a_device_that_is_not_there(serial_run, here):
     with pytest.raises(SystemExit, match="^error: device='cuda:99': expected a GPU of this machine"):
         main(["evaluate", str(serial_run / "student.der"), "problem=digits", TEACHER, "device=cuda:99"])
+
+
+def test_evaluate_on_a_gpu_without_room_is_one_clear_error(serial_run, here, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more")
+
+    monkeypatch.setattr("de_ray.problem.measure.measure", full)
+    with pytest.raises(SystemExit, match=r"^error: CUDA out of memory\. .* 2\.00 GiB\. Take device=cpu$"):
+        main(["evaluate", str(serial_run / "student.der"), "problem=digits", TEACHER])
 
 
 def test_pictures_of_a_problem_that_has_none_are_one_clear_error(serial_run, here):
