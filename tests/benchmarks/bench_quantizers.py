@@ -9,14 +9,20 @@
 pruned student is quantized at several rates by every method. `ecsq` places entropy-constrained levels weighted by the
 divergence's curvature; `kmeans` places exact one-dimensional k-means levels, all weights alike; both files are written
 by the same coder, with the same biases, once with the levels as placed and once after equal distillation of them
-(`refitted`). NNCodec's are its own quantizer's and coder's. Of each method's points those count that no other of
-it beats in both; between them bytes are interpolated, logarithm over logarithm. The last line is one JSON object: for
-each divergence, in multiples of the pruned student's, bytes by method.
+(`refitted`). NNCodec's are its own quantizer's and coder's. With `--trials` both also have a width for each layer, as
+the sweep finds them (`searched`). Of each method's points those count that no other of it beats in both; between them
+bytes are interpolated, logarithm over logarithm. The last line is one JSON object: for each divergence, in multiples of
+the pruned student's, bytes by method. A student may be a compressed file, and a problem's settings be set:
+
+    python tests/benchmarks/bench_quantizers.py --problem yolov3_tiny --student FILE.der --trials 16 \
+        --set problem.calibration_size=32
 """
 
 import argparse
 import copy
 import json
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +33,18 @@ from de_ray.config import Config, QuantizationConfig
 from de_ray.device import threads
 from de_ray.evaluation.build import build_pool
 from de_ray.evaluation.capture import PROBE
+from de_ray.evaluation.pool import Pool
 from de_ray.evolution.curvature import fisher_diagonal
 from de_ray.evolve import evolve, saliency_inputs
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
 from de_ray.problem.measure import mean_divergence
 from de_ray.quantization.biases import quantize_biases
-from de_ray.quantization.choose import choose
+from de_ray.quantization.choice import LevelChoice
+from de_ray.quantization.pareto import pareto
 from de_ray.quantization.refit import refit_levels
+from de_ray.quantization.sensitivity import choices_at, sensitivity
+from de_ray.quantization.sweep import sweep, tolerated
 from de_ray.refit.objective import Objective
 from de_ray.schema import compose
 from de_ray.seeds import torch_generator
@@ -45,15 +55,32 @@ Point = tuple[int, float]
 """Bytes, held-out divergence."""
 MULTIPLES = (1.05, 1.1, 1.2, 1.4, 1.7, 2.0)
 RATES = {"ecsq": [(bits, weight) for bits in (3, 4, 5) for weight in (0.5, 1.0, 2.0, 4.0)],
-         "kmeans": [(bits, 0.0) for bits in (1, 2, 3, 4, 5, 6)]}
+         "kmeans": [(bits, 0.0) for bits in (1, 2, 3, 4, 5, 6, 7)]}
 """Width and rate weight."""
+SEARCHED = {"ecsq": (1.0, 2.0), "kmeans": (0.0,)}
+"""Rate weights at which widths are searched."""
+WIDTHS = 3, 7
+"""That a search may take."""
+RISES = 0.1, 0.4
+"""Of the calibration divergence, the rises that a search is after, one after the other."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method makes of the student, before any refit."""
+
+    method: str
+    name: str
+    choices: tuple[LevelChoice, ...]
 
 
 def configured(arguments: argparse.Namespace) -> Config:
     """Fisher pruning in 40 cycles."""
     return compose([f"problem={arguments.problem}", "evolution=fisher", f"evolution.sparsity={arguments.sparsity}",
                     "evolution.cycles=40", "refit.steps=150", f"refit.final_steps={arguments.final_steps}",
-                    "refit.relative=false", "refit.backoff=false", "refit.learning_rate=2e-3", "pool=serial"])
+                    "refit.relative=false", "refit.backoff=false", "refit.learning_rate=2e-3",
+                    "quantization.learning_rate=2e-4", "pool=serial", f"threads={arguments.threads}",
+                    f"pool.threads={arguments.threads}", *arguments.set])
 
 
 def prune(problem: Problem, config: Config) -> Student:
@@ -70,8 +97,11 @@ def write(path: Path, student: Student) -> None:
 
 
 def restored(problem: Problem, path: Path) -> Student:
-    """The student that `--prepare` wrote."""
+    """The student that `--prepare` wrote, or that of a compressed file."""
     student = Student(problem.teacher, problem.layers)
+    if path.suffix == ".der":
+        student.start_from(codec.load(path))
+        return student
     with np.load(path) as file:
         student.module.load_state_dict({name: torch.from_numpy(file[name]) for name in file.files})
     for weight, mask in zip(student.weights, student.masks, strict=True):
@@ -93,30 +123,50 @@ def round_biases(problem: Problem, student: Student, tolerance: float) -> list[c
     return list(rounded.values())
 
 
-def points(problem: Problem, config: Config, student: Student, placement: str, refit_steps: int) -> list[Point]:
-    """Whole files at every rate of a placement."""
-    curvature: list = [None] * len(student.weights)
-    if placement == "ecsq":
+def settings(problem: Problem, config: Config, student: Student, method: str, pool: Pool | None,
+             trials: int) -> list[Setting]:
+    """Levels at every rate of a method, one width for all layers or, with trials, widths that the sweep found."""
+    weights = [weight.detach().numpy() for weight in student.weights]
+    curvature: list = [None] * len(weights)
+    if method == "ecsq":
         with torch.enable_grad():
             found = fisher_diagonal(saliency_inputs(problem, config, student, -1))
         # As in quantize.py: survivors that calibration never excites still count a little.
         curvature = [(c + c[mask].mean() * 1e-2).numpy() for c, mask in zip(found, student.masks, strict=True)]
+
+    def configured(rate_weight: float, **given: object) -> QuantizationConfig:
+        return QuantizationConfig(placement="lloyd" if method == "kmeans" else method, rate_weight=rate_weight,
+                                  row_scales="never", **given)
+
+    if not trials:
+        return [Setting(method, f"{bits} bits, rate weight {rate:g}", tuple(
+            row for row, in choices_at(weights, configured(rate, bits=bits), curvature)[0]))
+            for bits, rate in RATES[method]]
     result = []
-    for bits, rate_weight in RATES[placement]:
-        quantization = QuantizationConfig(bits=bits, placement="lloyd" if placement == "kmeans" else placement,
-                                          rate_weight=rate_weight, row_scales="never")
-        candidate = copy.deepcopy(student)
-        choices = tuple(choose(index, weight.detach().numpy(), bits, quantization, curvature[index])
-                        for index, weight in enumerate(candidate.weights))
-        # No steps: the levels as they are placed.
-        layers = refit_levels(Objective(problem, config.refit, candidate.weights[0].device), candidate, choices,
-                              refit_steps, 2e-4, config.refit.relative, torch_generator(0, "levels"))
-        biases = round_biases(problem, candidate, 0.01)
-        size = len(codec.encode([*layers, *biases], {}, "student"))
-        result.append((size, mean_divergence(problem, candidate.module, problem.held_out)))
-        print(f"{placement}, {bits} bits, rate weight {rate_weight:g}, {refit_steps} steps: {size} bytes, divergence "
-              f"{result[-1][1]:.5f}", flush=True)
+    for rate in SEARCHED[method]:
+        asked = configured(rate, min_bits=WIDTHS[0], max_bits=WIDTHS[1], trials=trials)
+        table = sensitivity(weights, [layer.name for layer in problem.layers], pool, asked, curvature)
+        made = [trial for rise in RISES
+                for trial in sweep(table, pool, asked, tolerated(table, replace(asked, tolerance=rise)), 0, Path())]
+        result += [Setting(f"{method}, searched", f"{trial.widths}, rate weight {rate:g}",
+                           table.candidate(trial.widths)) for trial in pareto(made)]
+        print(f"{method}, rate weight {rate:g}: {len(made)} trials", flush=True)
     return result
+
+
+def point(problem: Problem, config: Config, student: Student, setting: Setting, refit_steps: int) -> Point:
+    """The whole file of a setting."""
+    candidate = copy.deepcopy(student)
+    # No steps: the levels as they are placed.
+    layers = refit_levels(Objective(problem, config.refit, candidate.weights[0].device), candidate, setting.choices,
+                          refit_steps, config.quantization.learning_rate, config.refit.relative,
+                          torch_generator(0, "levels"))
+    biases = round_biases(problem, candidate, 0.01)
+    found = (len(codec.encode([*layers, *biases], {}, "student")),
+             mean_divergence(problem, candidate.module, problem.held_out))
+    print(f"{setting.method}, {setting.name}, {refit_steps} steps: {found[0]} bytes, divergence {found[1]:.5f}",
+          flush=True)
+    return found
 
 
 def peer_points(problem: Problem, student: Student, path: Path) -> list[Point]:
@@ -151,11 +201,17 @@ def main() -> None:
     parser.add_argument("--refit-steps", type=int, default=1000)
     parser.add_argument("--prepare", type=Path, help="prune, and write the student here")
     parser.add_argument("--student", type=Path)
+    parser.add_argument("--refit-below", type=float, default=math.inf,
+                        help="refit what is placed below this multiple of the pruned student's divergence alone")
+    parser.add_argument("--trials", type=int, default=0, help="of each search of widths by layer; 0: none")
+    parser.add_argument("--multiples", type=float, nargs="*", default=MULTIPLES)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--set", nargs="*", default=[], help="further settings")
     parser.add_argument("--nncodec", type=Path, nargs="*", default=[], help="what nncodec_peer.py wrote")
     arguments = parser.parse_args()
     config = configured(arguments)
     problem = build_problem(config.problem, 0)
-    with threads(1):
+    with threads(arguments.threads):
         if arguments.prepare:
             student = prune(problem, config)
             write(arguments.prepare, student)
@@ -165,16 +221,24 @@ def main() -> None:
             return
         student = restored(problem, arguments.student)
         base = mean_divergence(problem, student.module, problem.held_out)
-        found = {"ecsq": points(problem, config, student, "ecsq", 0),
-                 "kmeans": points(problem, config, student, "kmeans", 0)}
+        print(f"pruned: divergence {base:.5f}", flush=True)
+        asked = [setting for method in RATES for setting in settings(problem, config, student, method, None, 0)]
+        if arguments.trials:
+            with build_pool(problem, config.pool, student) as pool:
+                asked += [setting for method in SEARCHED
+                          for setting in settings(problem, config, student, method, pool, arguments.trials)]
+        found: dict[str, list[Point]] = {}
+        for setting in asked:
+            placed = point(problem, config, student, setting, 0)
+            found.setdefault(setting.method, []).append(placed)
+            if arguments.refit_steps and placed[1] <= arguments.refit_below * base:
+                found.setdefault(f"{setting.method}, refitted", []).append(
+                    point(problem, config, student, setting, arguments.refit_steps))
         for path in arguments.nncodec:
             found[path.stem] = peer_points(problem, student, path)
-        if arguments.refit_steps:
-            for placement in ("ecsq", "kmeans"):
-                found[f"{placement}, refitted"] = points(problem, config, student, placement, arguments.refit_steps)
     print(json.dumps({"pruned_divergence": base, "bytes": {
         f"{multiple:g}": {method: bytes_at(rows, multiple * base) for method, rows in found.items()}
-        for multiple in MULTIPLES}}))
+        for multiple in arguments.multiples}}))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def server(work):
         port = free.getsockname()[1]
     process = subprocess.Popen([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri",
                                 f"sqlite:///{work}/mlflow.db", "--port", str(port), "--workers", "1"], cwd=work,
-                               env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}, start_new_session=True,
+                               env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true",
+                                                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, start_new_session=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:

@@ -224,12 +224,12 @@ def test_a_compression_that_goes_on_keeps_the_schedule_that_it_began_with(tmp_pa
 
 
 def test_a_run_saves_its_schedule_in_place_of_the_minutes(tmp_path, cache):
-    quick = ["pool=serial", "tracking.enabled=false", "problem.teacher.epochs=1", "evolution.cycles=30",
-             "evolution.population=4", "evolution.elite=1", "evolution.generations=1", "refit.steps=1000",
-             "refit.final_steps=100000", "quantization.bits=4", "quantization.refit_steps=1000", "minutes=0.01"]
+    quick = ["pool=serial", "tracking.enabled=false", "problem.teacher.epochs=1", "evolution.cycles=10",
+             "evolution.population=4", "evolution.elite=1", "evolution.generations=1", "refit.steps=200",
+             "refit.final_steps=4000", "quantization.bits=4", "quantization.refit_steps=200", "minutes=0.01"]
     run_session(compose(quick), tmp_path)
     saved = saved_config(tmp_path / CONFIG_FILE)
-    assert saved.minutes is None and saved.refit.final_steps < 100_000 and saved.refit.batch == BATCHES[-1]
+    assert saved.minutes is None and saved.refit.final_steps < 4_000 and saved.refit.batch == BATCHES[-1]
     data = (tmp_path / STUDENT_FILE).read_bytes()
     run_session(compose(quick), tmp_path)  # the same command once more keeps to what was chosen
     assert saved_config(tmp_path / CONFIG_FILE) == saved and (tmp_path / STUDENT_FILE).read_bytes() == data
