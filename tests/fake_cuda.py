@@ -82,7 +82,8 @@ class CudaTensor(Tensor):
         if func in OF_ITS_DEVICE and "device" not in kwargs:
             return wrapped(func(raw(args[0]), *args[1:], **kwargs))
         place = kwargs.get("device")
-        if place is not None and not is_cuda(place):
+        # Graphs name the CPU where tensors are kept where they are: tracing asks for what a tensor holds.
+        if place is not None and not is_cuda(place) and not isinstance(func, torch._ops.OpOverload):
             return func(*raw(args), **raw(kwargs))
         return super().__torch_function__(func, types, args, kwargs if place is None else {**kwargs, "device": CPU})
 

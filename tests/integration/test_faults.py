@@ -59,7 +59,7 @@ class Faults:
     """Carries out the faults whose names lie as files in a folder; whoever takes a file has the fault."""
 
     def __init__(self, setup):
-        self.faults = setup.faults
+        self.faults, self.lies = setup.faults, setup.faults / "a replica is wrong"
         if self.takes("fail to start"):
             raise RuntimeError("no such device")
         super().__init__(setup)
@@ -75,6 +75,9 @@ class Faults:
         return False
 
     def evaluate(self, candidates, batches, screening=False):
+        deadline = time.monotonic() + START_SECONDS
+        while self.wrong == 0 and self.lies.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
         if self.takes("die"):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.takes("raise"):
@@ -86,7 +89,11 @@ class Faults:
         fitness = super().evaluate(candidates, batches, screening)
         if self.wrong or self.takes("answer NaN"):
             self.wrong += 1
-        # It is wrong for two tasks before anybody can tell.
+            # It is wrong for two tasks before anybody can tell. The others wait, lest they do all that is left.
+            if self.wrong <= 2:
+                self.lies.touch()
+            else:
+                self.lies.unlink(missing_ok=True)
         return fitness if not self.wrong else fitness + 1 if self.wrong <= 2 else np.full_like(fitness, np.nan)
 
     def commit(self, candidate):

@@ -32,6 +32,8 @@ def test_a_compression_stays_on_the_gpu_and_gives_its_file_back_on_the_cpu(model
     assert all(type(one) is CudaTensor for one in found.student.parameters())
     assert all(type(one) is nn.Parameter for one in found.model.parameters())
     assert found.report["sparsity"] == expected.report["sparsity"]
+    divergences, those = ([one["divergence"] for one in result.report["history"]] for result in (found, expected))
+    assert divergences == pytest.approx(those, rel=1e-4)
 
 
 class Scaled(nn.Module):
