@@ -24,7 +24,7 @@ CLUSTERS = {"test_cluster_nodes.py", *POOLS}
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Three processes test side by side, since Ray's starts leave cores idle. A module stays in one of them, and so do
+    """Four processes test side by side, since Ray's starts leave cores idle. A module stays in one of them, and so do
     all of `POOLS`.
 
     `--dist loadgroup` would do the same by marks, but does not keep groups together under pytest 9.2, silently: it puts
