@@ -9,13 +9,13 @@
 pruned student is quantized at several rates by every method. `ecsq` places entropy-constrained levels weighted by the
 divergence's curvature; `kmeans` places exact one-dimensional k-means levels, all weights alike; both files are written
 by the same coder, with the same biases, once with the levels as placed and once after equal distillation of them
-(`refitted`). NNCodec's are its own quantizer's and coder's. With `--trials` both also have a width for each layer, as
-the sweep finds them (`searched`). Of each method's points those count that no other of it beats in both; between them
-bytes are interpolated, logarithm over logarithm. The last line is one JSON object: for each divergence, in multiples of
-the pruned student's, bytes by method. A student may be a compressed file, and a problem's settings be set:
+(`refitted`). NNCodec's are its own quantizer's and coder's. With `--trials` each layer has a width of its own instead,
+as the sweep finds them (`searched`). Of each method's points those count that no other of it beats in both; between
+them bytes are interpolated, logarithm over logarithm. The last line is one JSON object: for each divergence, in
+multiples of the pruned student's, bytes by method. A student may be a compressed file, and settings be set:
 
     python tests/benchmarks/bench_quantizers.py --problem yolov3_tiny --student FILE.der --trials 16 \
-        --set problem.calibration_size=32
+        --set problem.calibration_size=32 quantization.row_scales=auto
 """
 
 import argparse
@@ -57,8 +57,8 @@ MULTIPLES = (1.05, 1.1, 1.2, 1.4, 1.7, 2.0)
 RATES = {"ecsq": [(bits, weight) for bits in (3, 4, 5) for weight in (0.5, 1.0, 2.0, 4.0)],
          "kmeans": [(bits, 0.0) for bits in (1, 2, 3, 4, 5, 6, 7)]}
 """Width and rate weight."""
-SEARCHED = {"ecsq": (1.0, 2.0), "kmeans": (0.0,)}
-"""Rate weights at which widths are searched."""
+SEARCHED = {"ecsq": 1.0, "kmeans": 0.0}
+"""Rate weight at which widths are searched."""
 WIDTHS = 3, 7
 """That a search may take."""
 RISES = 0.1, 0.4
@@ -79,8 +79,8 @@ def configured(arguments: argparse.Namespace) -> Config:
     return compose([f"problem={arguments.problem}", "evolution=fisher", f"evolution.sparsity={arguments.sparsity}",
                     "evolution.cycles=40", "refit.steps=150", f"refit.final_steps={arguments.final_steps}",
                     "refit.relative=false", "refit.backoff=false", "refit.learning_rate=2e-3",
-                    "quantization.learning_rate=2e-4", "pool=serial", f"threads={arguments.threads}",
-                    f"pool.threads={arguments.threads}", *arguments.set])
+                    "quantization.learning_rate=2e-4", "quantization.row_scales=never", "pool=serial",
+                    f"threads={arguments.threads}", f"pool.threads={arguments.threads}", *arguments.set])
 
 
 def prune(problem: Problem, config: Config) -> Student:
@@ -123,9 +123,9 @@ def round_biases(problem: Problem, student: Student, tolerance: float) -> list[c
     return list(rounded.values())
 
 
-def settings(problem: Problem, config: Config, student: Student, method: str, pool: Pool | None,
+def settings(problem: Problem, config: Config, student: Student, method: str, pool: Pool,
              trials: int) -> list[Setting]:
-    """Levels at every rate of a method, one width for all layers or, with trials, widths that the sweep found."""
+    """Levels at every rate of a method, one width for all layers or, with trials, widths that the sweep finds."""
     weights = [weight.detach().numpy() for weight in student.weights]
     curvature: list = [None] * len(weights)
     if method == "ecsq":
@@ -136,22 +136,18 @@ def settings(problem: Problem, config: Config, student: Student, method: str, po
 
     def configured(rate_weight: float, **given: object) -> QuantizationConfig:
         return QuantizationConfig(placement="lloyd" if method == "kmeans" else method, rate_weight=rate_weight,
-                                  row_scales="never", **given)
+                                  row_scales=config.quantization.row_scales if method == "ecsq" else "never", **given)
 
     if not trials:
         return [Setting(method, f"{bits} bits, rate weight {rate:g}", tuple(
             row for row, in choices_at(weights, configured(rate, bits=bits), curvature)[0]))
             for bits, rate in RATES[method]]
-    result = []
-    for rate in SEARCHED[method]:
-        asked = configured(rate, min_bits=WIDTHS[0], max_bits=WIDTHS[1], trials=trials)
-        table = sensitivity(weights, [layer.name for layer in problem.layers], pool, asked, curvature)
-        made = [trial for rise in RISES
-                for trial in sweep(table, pool, asked, tolerated(table, replace(asked, tolerance=rise)), 0, Path())]
-        result += [Setting(f"{method}, searched", f"{trial.widths}, rate weight {rate:g}",
-                           table.candidate(trial.widths)) for trial in pareto(made)]
-        print(f"{method}, rate weight {rate:g}: {len(made)} trials", flush=True)
-    return result
+    asked = configured(SEARCHED[method], min_bits=WIDTHS[0], max_bits=WIDTHS[1], trials=trials)
+    table = sensitivity(weights, [layer.name for layer in problem.layers], pool, asked, curvature)
+    made = [trial for rise in RISES
+            for trial in sweep(table, pool, asked, tolerated(table, replace(asked, tolerance=rise)), 0, Path())]
+    return [Setting(f"{method}, searched", f"{trial.widths}", table.candidate(trial.widths))
+            for trial in pareto(made)]
 
 
 def point(problem: Problem, config: Config, student: Student, setting: Setting, refit_steps: int) -> Point:
@@ -204,6 +200,7 @@ def main() -> None:
     parser.add_argument("--refit-below", type=float, default=math.inf,
                         help="refit what is placed below this multiple of the pruned student's divergence alone")
     parser.add_argument("--trials", type=int, default=0, help="of each search of widths by layer; 0: none")
+    parser.add_argument("--methods", nargs="*", choices=RATES, default=list(RATES))
     parser.add_argument("--multiples", type=float, nargs="*", default=MULTIPLES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], help="further settings")
@@ -222,11 +219,9 @@ def main() -> None:
         student = restored(problem, arguments.student)
         base = mean_divergence(problem, student.module, problem.held_out)
         print(f"pruned: divergence {base:.5f}", flush=True)
-        asked = [setting for method in RATES for setting in settings(problem, config, student, method, None, 0)]
-        if arguments.trials:
-            with build_pool(problem, config.pool, student) as pool:
-                asked += [setting for method in SEARCHED
-                          for setting in settings(problem, config, student, method, pool, arguments.trials)]
+        with build_pool(problem, config.pool, student) as pool:
+            asked = [setting for method in arguments.methods
+                     for setting in settings(problem, config, student, method, pool, arguments.trials)]
         found: dict[str, list[Point]] = {}
         for setting in asked:
             placed = point(problem, config, student, setting, 0)
