@@ -220,6 +220,7 @@ def main() -> None:
         base = mean_divergence(problem, student.module, problem.held_out)
         print(f"pruned: divergence {base:.5f}", flush=True)
         with build_pool(problem, config.pool, student) as pool:
+            pool.load(student)
             asked = [setting for method in arguments.methods
                      for setting in settings(problem, config, student, method, pool, arguments.trials)]
         found: dict[str, list[Point]] = {}
