@@ -32,7 +32,6 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
     from de_ray import codec
     from de_ray.device import products, resolve_device
     from de_ray.files import require_new
-    from de_ray.memory import full_gpus_explained
     from de_ray.problem.build import build_problem
     from de_ray.problem.measure import measure
     from de_ray.report import BYTES_A_PARAMETER
@@ -46,11 +45,12 @@ def evaluate(path: str, overrides: list[str], pictures: str | None = None) -> No
     config = compose(overrides)
     device = resolve_device(config.device)
     problem = build_problem(config.problem, config.seed, config.device)
+    problem.teacher.to(device)
     if pictures is not None and problem.pictures is None:
         raise ValueError(f"--pictures={pictures!r}: expected nothing, problem={problem.name} has no pictures to draw")
+    decoded = codec.fill(copy.deepcopy(problem.teacher), state)
     parameters, size = sum(p.numel() for p in problem.teacher.parameters()), Path(path).stat().st_size
-    with full_gpus_explained("Take device=cpu"), products("float32", device):
-        decoded = codec.fill(copy.deepcopy(problem.teacher.to(device)), state)
+    with products("float32", device):
         measured = {"teacher": measure(problem, problem.teacher), "decoded": measure(problem, decoded)}
     print(json.dumps({"problem": problem.name, "parameters": parameters, "file_bytes": size,
                       "ratio": BYTES_A_PARAMETER * parameters / size, **measured}, indent=2))
@@ -176,7 +176,10 @@ def main(arguments: list[str] | None = None) -> None:
             if given.command == "inspect":
                 inspect(given.file)
             elif given.command == "evaluate":
-                evaluate(given.file, given.overrides, given.pictures)
+                from de_ray.memory import full_gpus_explained
+
+                with full_gpus_explained("Take device=cpu"):
+                    evaluate(given.file, given.overrides, given.pictures)
             elif given.command == "decode":
                 decode(given.file, given.output)
             else:

@@ -93,10 +93,7 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         unread: see `rate.overhead`.
     """
     given = saliency_inputs(problem, config, student, -1)
-    with torch.enable_grad():
-        diagonals = fisher_diagonal(given)
-    curvature = [(c + c[mask].mean() * 1e-2).cpu().numpy() if mask.any() else c.cpu().numpy() for c, mask in
-                 zip(diagonals, student.masks, strict=True)]
+    curvature = level_curvature(given)
 
     def plan(allowance: int | None) -> Plan:
         return _plan(problem, config, student, pool, folder, curvature, allowance)
@@ -127,6 +124,15 @@ def quantize(problem: Problem, config: Config, student: Student, pool: Pool, fol
         log.warning("the file has %d bytes, more than the %d that were asked for; take more evolution.cycles, which "
                     "aim better, or lower quantization.bits", taken, limit)
     return found
+
+
+def level_curvature(given: SaliencyInputs) -> list[np.ndarray]:
+    """What squared errors of each layer's weights are weighted by, of the weights' shapes: the divergence's diagonal
+    curvature, by which survivors that calibration never excites still count a little."""
+    with torch.enable_grad():
+        diagonals = fisher_diagonal(given)
+    return [(c + c[mask].mean() * 1e-2).cpu().numpy() if mask.any() else c.cpu().numpy() for c, mask in
+            zip(diagonals, given.student.masks, strict=True)]
 
 
 def _plan(problem: Problem, config: Config, student: Student, pool: Pool, folder: Path | None,

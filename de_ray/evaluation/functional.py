@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, fx
 
-aten = torch.ops.aten
+from de_ray.evaluation.operations import aten
 
 _FRESH = {aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
           aten.linear, aten.batch_norm, aten.layer_norm, aten.group_norm, aten.add, aten.sub, aten.mul, aten.div,

@@ -21,7 +21,6 @@ multiples of the pruned student's, bytes by method. A student may be a compresse
 import argparse
 import copy
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,8 +32,6 @@ from de_ray.config import Config, QuantizationConfig
 from de_ray.device import threads
 from de_ray.evaluation.build import build_pool
 from de_ray.evaluation.capture import PROBE
-from de_ray.evaluation.pool import Pool
-from de_ray.evolution.curvature import fisher_diagonal
 from de_ray.evolve import evolve, saliency_inputs
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
@@ -45,6 +42,7 @@ from de_ray.quantization.pareto import pareto
 from de_ray.quantization.refit import refit_levels
 from de_ray.quantization.sensitivity import choices_at, sensitivity
 from de_ray.quantization.sweep import sweep, tolerated
+from de_ray.quantize import level_curvature
 from de_ray.refit.objective import Objective
 from de_ray.schema import compose
 from de_ray.seeds import torch_generator
@@ -123,29 +121,23 @@ def round_biases(problem: Problem, student: Student, tolerance: float) -> list[c
     return list(rounded.values())
 
 
-def settings(problem: Problem, config: Config, student: Student, method: str, pool: Pool,
-             trials: int) -> list[Setting]:
+def settings(problem: Problem, config: Config, student: Student, method: str, trials: int) -> list[Setting]:
     """Levels at every rate of a method, one width for all layers or, with trials, widths that the sweep finds."""
     weights = [weight.detach().numpy() for weight in student.weights]
-    curvature: list = [None] * len(weights)
-    if method == "ecsq":
-        with torch.enable_grad():
-            found = fisher_diagonal(saliency_inputs(problem, config, student, -1))
-        # As in quantize.py: survivors that calibration never excites still count a little.
-        curvature = [(c + c[mask].mean() * 1e-2).numpy() for c, mask in zip(found, student.masks, strict=True)]
-
-    def configured(rate_weight: float, **given: object) -> QuantizationConfig:
-        return QuantizationConfig(placement="lloyd" if method == "kmeans" else method, rate_weight=rate_weight,
-                                  row_scales=config.quantization.row_scales if method == "ecsq" else "never", **given)
-
+    curved = method == "ecsq"
+    curvature = level_curvature(saliency_inputs(problem, config, student, -1)) if curved else None
+    asked = QuantizationConfig(placement="ecsq" if curved else "lloyd",
+                               row_scales=config.quantization.row_scales if curved else "never")
     if not trials:
         return [Setting(method, f"{bits} bits, rate weight {rate:g}", tuple(
-            row for row, in choices_at(weights, configured(rate, bits=bits), curvature)[0]))
+            row for row, in choices_at(weights, replace(asked, bits=bits, rate_weight=rate), curvature)[0]))
             for bits, rate in RATES[method]]
-    asked = configured(SEARCHED[method], min_bits=WIDTHS[0], max_bits=WIDTHS[1], trials=trials)
-    table = sensitivity(weights, [layer.name for layer in problem.layers], pool, asked, curvature)
-    made = [trial for rise in RISES
-            for trial in sweep(table, pool, asked, tolerated(table, replace(asked, tolerance=rise)), 0, Path())]
+    asked = replace(asked, rate_weight=SEARCHED[method], min_bits=WIDTHS[0], max_bits=WIDTHS[1], trials=trials)
+    with build_pool(problem, config.pool, student) as pool:
+        pool.load(student)
+        table = sensitivity(weights, [layer.name for layer in problem.layers], pool, asked, curvature)
+        made = [trial for rise in RISES
+                for trial in sweep(table, pool, asked, tolerated(table, replace(asked, tolerance=rise)), 0, Path())]
     return [Setting(f"{method}, searched", f"{trial.widths}", table.candidate(trial.widths))
             for trial in pareto(made)]
 
@@ -197,8 +189,6 @@ def main() -> None:
     parser.add_argument("--refit-steps", type=int, default=1000)
     parser.add_argument("--prepare", type=Path, help="prune, and write the student here")
     parser.add_argument("--student", type=Path)
-    parser.add_argument("--refit-below", type=float, default=math.inf,
-                        help="refit what is placed below this multiple of the pruned student's divergence alone")
     parser.add_argument("--trials", type=int, default=0, help="of each search of widths by layer; 0: none")
     parser.add_argument("--methods", nargs="*", choices=RATES, default=list(RATES))
     parser.add_argument("--multiples", type=float, nargs="*", default=MULTIPLES)
@@ -219,15 +209,12 @@ def main() -> None:
         student = restored(problem, arguments.student)
         base = mean_divergence(problem, student.module, problem.held_out)
         print(f"pruned: divergence {base:.5f}", flush=True)
-        with build_pool(problem, config.pool, student) as pool:
-            pool.load(student)
-            asked = [setting for method in arguments.methods
-                     for setting in settings(problem, config, student, method, pool, arguments.trials)]
+        asked = [setting for method in arguments.methods
+                 for setting in settings(problem, config, student, method, arguments.trials)]
         found: dict[str, list[Point]] = {}
         for setting in asked:
-            placed = point(problem, config, student, setting, 0)
-            found.setdefault(setting.method, []).append(placed)
-            if arguments.refit_steps and placed[1] <= arguments.refit_below * base:
+            found.setdefault(setting.method, []).append(point(problem, config, student, setting, 0))
+            if arguments.refit_steps:
                 found.setdefault(f"{setting.method}, refitted", []).append(
                     point(problem, config, student, setting, arguments.refit_steps))
         for path in arguments.nncodec:
