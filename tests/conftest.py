@@ -2,9 +2,9 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,11 +20,27 @@ POOLS = {"test_evaluation.py", "test_faults.py", "test_parallel_refit.py", "test
 """Modules of pools and trials, which share a session of Ray. They follow each other."""
 CLUSTERS = {"test_cluster_nodes.py", *POOLS}
 """Modules that keep Ray at work from within pytest."""
+READY = pytest.StashKey[Callable[[], None]]()
+"""Waits for what the processes that test side by side share."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start what they share while they collect."""
+    if getattr(config.option, "tx", None) and not hasattr(config, "workerinput"):
+        from tests.warm import start_shared
+
+        config.stash[READY] = start_shared()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any) -> None:
+    """Have none of them begin before it is there."""
+    node.config.stash[READY]()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Four processes test side by side, since Ray's starts leave cores idle. A module stays in one of them, and so do
+    """Three processes test side by side, since Ray's starts leave cores idle. A module stays in one of them, and so do
     all of `POOLS`.
 
     `--dist loadgroup` would do the same by marks, but does not keep groups together under pytest 9.2, silently: it puts

@@ -3,7 +3,7 @@
 A worker that starts from nothing takes ten seconds of a processor to import PyTorch and what captures a network's
 graph, which is most of what tests of pools ask of it. Ray itself is left to each worker: it reads its environment once.
 Sessions within pytest have such workers, and those of commands that tests start; nodes that `ray start` makes have
-Ray's own.
+Ray's own. Processes that test side by side share a server, and kernels that are compiled once before they begin.
 
 Raylets start this file as a script in place of Ray's, to have a worker forked by the server.
 """
@@ -14,8 +14,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+SHARED = "TESTS_WARM_SERVER"
+"""Environment variable: the socket of the server that pytest's processes share."""
 BACKLOG = 64
 """Workers that may ask at a time."""
 END_SECONDS = 120
@@ -48,17 +50,57 @@ def warm_workers(path: str | None = None) -> Iterator[None]:
 
 @functools.cache
 def server() -> str:
-    """The socket of a server, which ends with this process."""
-    import tempfile
-    import weakref
+    """The socket of a warm server, of pytest's or of this process alone."""
+    return os.environ.get(SHARED) or Server().warm()
 
-    folder = tempfile.TemporaryDirectory(prefix="dr")  # short, as sockets' paths are
-    path = os.path.join(folder.name, "warm")
-    process = subprocess.Popen([sys.executable, "-m", "tests.warm", "serve", path], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, cwd=os.path.dirname(os.path.dirname(__file__)))
-    assert process.stdout.readline() == b"warm\n"
-    weakref.finalize(server, lambda: (process.communicate(timeout=END_SECONDS), folder.cleanup()))
-    return path
+
+class Server:
+    """Forks workers; ends with the process that started it."""
+
+    def __init__(self) -> None:
+        import tempfile
+        import weakref
+
+        folder = tempfile.TemporaryDirectory(prefix="dr")  # short, as sockets' paths are
+        self.path = os.path.join(folder.name, "warm")
+        self._process = process = _start("serve", self.path)
+        weakref.finalize(server, lambda: (process.communicate(timeout=END_SECONDS), folder.cleanup()))
+
+    def warm(self) -> str:
+        """Wait until it is; its socket."""
+        assert self._process.stdout.readline() == b"warm\n"
+        return self.path
+
+
+def start_shared() -> Callable[[], None]:
+    """Start what processes share that this one starts from now on; what is returned waits for it."""
+    compiler, forks = _start("compile"), Server()
+    os.environ[SHARED] = forks.path
+
+    @functools.cache
+    def ready() -> None:
+        compiler.communicate()
+        assert compiler.returncode == 0
+        forks.warm()
+
+    return ready
+
+
+def _start(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "tests.warm", *arguments], stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, cwd=os.path.dirname(os.path.dirname(__file__)))
+
+
+def compile_kernels() -> None:
+    """Compile most of the package's kernels into their cache, by a small run."""
+    from de_ray.config import Config, EvolutionConfig, PoolConfig, QuantizationConfig, RefitConfig
+    from de_ray.pipeline import run
+    from tests.networks import branchy_problem
+
+    evolution = EvolutionConfig(cycles=1, population=4, generations=1, criteria=["fisher", "obs", "kronecker"])
+    run(branchy_problem(), Config(evolution=evolution, refit=RefitConfig(steps=1, final_steps=1), threads=1,
+                                  pool=PoolConfig(kind="serial"),
+                                  quantization=QuantizationConfig(trials=2, max_bits=3, refit_steps=1)))
 
 
 def serve(path: str) -> None:
@@ -142,4 +184,4 @@ def worker(path: str, script: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    {"serve": serve, "worker": worker}[sys.argv[1]](*sys.argv[2:])
+    {"serve": serve, "worker": worker, "compile": compile_kernels}[sys.argv[1]](*sys.argv[2:])
