@@ -1,6 +1,5 @@
 """The same compression from Python: no configuration files, no tracking, no Ray unless asked for."""
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,11 +21,7 @@ from de_ray.problem.packing import take_arguments
 from de_ray.progress import Progress
 from de_ray.workload import with_threads
 
-log = logging.getLogger(__name__)
-
 DEFAULT_SPARSITY, DEFAULT_BITS = 0.9, 4
-LEAST_AGREEMENT, MOST_ERROR = 0.9, 0.3
-"""Of a file on held-out inputs, beyond which a user is told."""
 
 Group = TypeVar("Group", EvolutionConfig, QuantizationConfig)
 
@@ -84,6 +79,9 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
         state = de_ray.load("student.der")
     """
     _require_usual_modes()
+    for key, group, kind in (("evolution", evolution, EvolutionConfig), ("refit", refit, RefitConfig),
+                             ("quantization", quantization, QuantizationConfig), ("pool", pool, PoolConfig)):
+        require(group is None or isinstance(group, kind), key, group, f"a de_ray.config.{kind.__name__}, or None")
     evolution = _with(evolution or EvolutionConfig(), "evolution", "sparsity", sparsity, DEFAULT_SPARSITY)
     quantization = _with(quantization or QuantizationConfig(), "quantization", "bits", bits, DEFAULT_BITS)
     config = Config(evolution=evolution, refit=refit or RefitConfig(), quantization=quantization,
@@ -105,19 +103,9 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
     with Progress(None if progress else Console(force_terminal=False, force_jupyter=False)) as shown:
         result = run(problem, config, folder, lambda record, total: shown.update(record.cycle, total, str(record)),
                      shown.stage)
-    _tell_of_harm(result.report["decoded"])
     for module in (result.student, result.model):
         take_any_layout(take_arguments(module))
     return result
-
-
-def _tell_of_harm(metrics: dict[str, float]) -> None:
-    """Warn of a file whose outputs are far from the model's."""
-    agreement, error = metrics.get("agreement", 1.0), metrics.get("relative_error", 0.0)
-    if agreement < LEAST_AGREEMENT or error > MOST_ERROR:
-        told = f"relative error {error:.2f}" if error else f"{1 - agreement:.0%} of the largest scores are others"
-        log.warning("the file's outputs for held-out inputs are far from the model's: %s; more calibration inputs, "
-                    "steps or bits, or a lower sparsity, bring them closer", told)
 
 
 def _require_usual_modes() -> None:

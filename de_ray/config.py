@@ -20,6 +20,8 @@ ULTRALYTICS = "ultralytics:"
 """Of architectures of that package, before the name of the YAML."""
 RANDOM = "random"
 """In place of a path of weights."""
+MOST_THREADS = 1024
+"""Of a process: more than that end it, without a word that could be caught."""
 WORKER_GPUS = 0.4
 """Of a GPU, for each of several workers of refit; evaluators, which stay where they are, have the rest: more than half,
 so that a GPU has one of each."""
@@ -310,7 +312,7 @@ class PoolConfig:
         require_choice("pool.kind", self.kind, ("ray", "serial"))
         require(self.actors >= 0, "pool.actors", self.actors, "0 (one a device) or more")
         require(self.gpus is None or self.gpus >= 0, "pool.gpus", self.gpus, "0 or more, or null to choose by itself")
-        require(self.threads >= 1, "pool.threads", self.threads, "at least 1")
+        require(1 <= self.threads <= MOST_THREADS, "pool.threads", self.threads, f"1 to {MOST_THREADS}")
         require(self.batch >= 1, "pool.batch", self.batch, "at least 1")
 
     @property
@@ -598,7 +600,7 @@ class Config:
         require(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "a number above 0, or null")
         require(self.minutes is None or self.sweep is None, "minutes", self.minutes,
                 "null beside a sweep, whose trials are compared by schedules of one length")
-        require(self.threads is None or self.threads >= 1, "threads", self.threads,
-                "at least 1, or null to choose by itself")
+        require(self.threads is None or 1 <= self.threads <= MOST_THREADS, "threads", self.threads,
+                f"1 to {MOST_THREADS}, or null to choose by itself")
         require(self.device in ("auto", "cpu") or self.device.split(":")[0] == "cuda", "device", self.device,
                 "auto, cpu, cuda or cuda:N")

@@ -154,6 +154,7 @@ def to_int8(data: bytes, calibration: Tensor, packing: Packing | None = None) ->
         Path(given).write_bytes(data)
         quant_pre_process(given, prepared, skip_symbolic_shape=True)
         quantize_static(prepared, made, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                        reduce_range=True,  # else processors without VNNI saturate sums of two products
                         activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
                         extra_options={"ActivationSymmetric": False, "WeightSymmetric": True})
         return Path(made).read_bytes()

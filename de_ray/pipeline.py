@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -19,21 +20,25 @@ from de_ray.config import Config, PoolConfig
 from de_ray.device import moved, products, resolve_device, threads
 from de_ray.evaluation.build import build_pool
 from de_ray.evaluation.capture import PROBE
+from de_ray.evaluation.pool import students_divergence
 from de_ray.evolve import OnRecord, evolve
 from de_ray.files import write_atomically
 from de_ray.fingerprint import fingerprint
 from de_ray.memory import full_gpus_explained
 from de_ray.minutes import schedule, with_minutes
-from de_ray.negligible import with_negligible
+from de_ray.negligible import constant_divergence, with_negligible
 from de_ray.problem.base import Problem
 from de_ray.problem.measure import measure
 from de_ray.quantization.scales import row_scales
 from de_ray.quantize import Quantized, quantize
 from de_ray.rate import size_limit
-from de_ray.report import BYTES_A_PARAMETER, versions
+from de_ray.report import BYTES_A_PARAMETER, tell_of_harm, versions
+from de_ray.signals import compiled_interrupts_told
 from de_ray.student import Student
 from de_ray.units import find_units, tidy
 from de_ray.workload import with_threads
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Result:
         return Path(path)
 
 
+@compiled_interrupts_told()
 @full_gpus_explained("Lower refit.memory_mb (activations of a step), pool.cache_mb, pool.stack or pool.batch "
                      "(evaluators), or take device=cpu")
 @torch.enable_grad()  # refit needs it, in whatever mode the caller is
@@ -96,10 +102,13 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                 units().restore(earlier, problem.teacher.state_dict())
                 student.start_from(earlier)
                 pool.load(student)
+                _tell_of_strangers(problem, config.start, students_divergence(pool))
             with clock.stage("evolve"):
                 history = evolve(problem, scaled, student, pool, folder, fingerprint(problem, config), on_record, limit,
                                  units)
+            student.rewind()  # before units move: a run that was continued has made other passes
             tidy(student, units())
+            student.keep_buffers()
             pool.load(student)
             clock.seconds["evolve"] = history[-1]["seconds"]  # earlier sittings included
             pruned = measure(problem, student.module)
@@ -121,6 +130,7 @@ def run(problem: Problem, config: Config, folder: Path | None = None,
                 "history": history}
     report |= {**evaluated, "target_bytes": limit, "seconds": clock.seconds, "seed": config.seed,
                "schedule": schedule(config), "versions": versions()}
+    tell_of_harm(report["decoded"])
     model = codec.fill(decoded.cpu(), state)  # again: a network may count its own passes in a buffer
     return Result(data, report, student.module.eval(), model, _survivors(problem, weights, quantized))
 
@@ -177,6 +187,14 @@ def _earlier(student: Student, path: str) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         raise ValueError(f"start={path!r}: {error}; expected a compressed file of this teacher") from error
     return state
+
+
+def _tell_of_strangers(problem: Problem, path: str, divergence: float) -> None:
+    """Warn of a start whose outputs tell nothing of the teacher's: another network's student may have its shapes."""
+    nothing = constant_divergence(problem, problem.calibration)
+    if not divergence < nothing:
+        log.warning("start=%s: its divergence from the teacher is %.4g, and a constant output's would be %.4g; is it a "
+                    "student of this teacher?", path, divergence, nothing)
 
 
 def _pool_config(config: Config, device: str) -> PoolConfig:

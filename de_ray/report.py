@@ -1,6 +1,7 @@
 """The report as a file and as tables."""
 
 import json
+import logging
 import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,10 @@ BYTES_A_PARAMETER = 4
 """Of an uncompressed network: float32."""
 PLAIN_WIDTH = 110
 """Columns where there is no terminal to ask."""
+LEAST_AGREEMENT, MOST_ERROR = 0.9, 0.3
+"""Of a file on held-out inputs, beyond which a user is told."""
+
+log = logging.getLogger(__name__)
 
 
 def versions() -> dict[str, str]:
@@ -34,6 +39,15 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def tell_of_harm(metrics: dict[str, float]) -> None:
+    """Warn of a file whose outputs are far from the model's."""
+    agreement, error = metrics.get("agreement", 1.0), metrics.get("relative_error", 0.0)
+    if agreement < LEAST_AGREEMENT or error > MOST_ERROR:
+        told = f"relative error {error:.2f}" if error else f"{1 - agreement:.0%} of the largest scores are others"
+        log.warning("the file's outputs for held-out inputs are far from the model's: %s; more calibration inputs, "
+                    "steps or bits, or a lower sparsity, bring them closer", told)
 
 
 def write_json(path: Path, report: dict) -> None:

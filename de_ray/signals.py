@@ -74,6 +74,20 @@ def sigterm_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before if callable(before) else signal.getsignal(signal.SIGTERM))
 
 
+@contextlib.contextmanager
+def compiled_interrupts_told() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM through that come while compiled code runs: Python makes a `SystemError` of them."""
+    try:
+        yield
+    except SystemError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, (KeyboardInterrupt, SystemExit)):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
+
+
 def in_main_thread() -> bool:
     """Whether signals' handlers can be set here."""
     return threading.current_thread() is threading.main_thread()

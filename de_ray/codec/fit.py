@@ -29,6 +29,12 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 def require_fit(model: nn.Module, state: Mapping[str, Tensor | Entry]) -> None:
     """Raise `ValueError` for a state dict, or its description, that a module cannot be filled with."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}: expected an instance of the architecture that was "
+                         "compressed, a torch.nn.Module")
+    if meta := [name for name, value in model.state_dict().items() if isinstance(value, Tensor) and value.is_meta]:
+        raise ValueError(f"the model's {meta[0]} is on the device meta, which holds no values: expected a model on one "
+                         'that does, as model.to_empty(device="cpu") makes it')
     odd = misfits(model, state)
     if odd:
         every = len(model.state_dict().keys() | state.keys())

@@ -88,6 +88,7 @@ def as_inputs(array: Array, key: str, masks: bool = False) -> Tensor:
         ValueError: for other types, no samples, or values that are not finite.
     """
     if isinstance(array, Tensor):
+        require(array.layout == torch.strided, key, array.layout, "a dense tensor, as .to_dense() makes it")
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()  # numpy knows no bfloat16
     require(isinstance(array, np.ndarray), key, type(array).__name__,

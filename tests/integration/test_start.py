@@ -92,6 +92,16 @@ def test_a_start_that_is_no_student_of_the_teacher_is_one_clear_error(problem, f
         run(problem(), replace(CONFIG, start=str(other)))
 
 
+def test_a_start_that_is_another_networks_student_is_told_of(first, caplog):
+    further = replace(CONFIG, start=str(first[0]), evolution=replace(CONFIG.evolution, cycles=1))
+    run(mlp_problem(), further)
+    assert "is it a student of this teacher" not in caplog.text
+    stranger = mlp_problem()
+    torch.nn.init.normal_(stranger.teacher[2].weight, std=3.0)
+    run(stranger, further)
+    assert "is it a student of this teacher" in caplog.text
+
+
 def test_a_start_that_is_missing_is_one_clear_error():
     with pytest.raises(ValueError, match="start='absent.der': .*expected a compressed file of this teacher"):
         run(mlp_problem(), replace(CONFIG, start="absent.der"))

@@ -109,14 +109,17 @@ def test_a_model_that_rounds_the_files_values_is_told_of(
     assert ("the model's weight, ... hold" in caplog.text and "model.float()" in caplog.text) == told
 
 
-@pytest.mark.parametrize("model", [nn.Linear(4, 3, bias=False), nn.Linear(5, 3), nn.Sequential(nn.Linear(4, 3))])
+@pytest.mark.parametrize(("model", "message"), [
+    (nn.Linear(4, 3, bias=False), "fit"), (nn.Linear(5, 3), "fit"), (nn.Sequential(nn.Linear(4, 3)), "fit"),
+    (nn.Linear(4, 3, device="meta"), "the model's weight is on the device meta"), (nn.Linear, "model is a type"),
+    (nn.Linear(4, 3).state_dict(), "model is a OrderedDict")])
 def test_a_file_that_does_not_fit_the_model_is_one_error_before_it_is_decoded(
-        model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model: nn.Module, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = codec.encode([QuantizedTensor("weight", np.ones((3, 4), np.int32), step=np.float32(1)),
                          QuantizedTensor("bias", np.ones(3, np.int32), step=np.float32(1))])
     write_atomically(tmp_path / "net", data)
     monkeypatch.setattr("de_ray.codec.symbols.take", None)  # would be called
-    with pytest.raises(ValueError, match="fit"):
+    with pytest.raises(ValueError, match=message):
         codec.load(tmp_path / "net", model)
 
 

@@ -33,10 +33,11 @@ def test_the_default_is_directed_evolution_of_the_digits_on_ray():
 @pytest.mark.parametrize("override", [
     "evolution.sparsity=1", "evolution.sparsity=-0.1", "evolution.allocation=both", "evolution.cycles=0",
     "evolution.criteria=[fisher,hessian]", "evolution.elite=99", "evolution.screen=0", "+evolution.targets.fc1=1.5",
-    "pool.kind=threads", "pool.actors=-1", "pool.threads=0", "refit.method=sgd", "refit.learning_rate=0",
+    "pool.kind=threads", "pool.actors=-1", "pool.threads=0", "pool.threads=2000", "refit.method=sgd",
+    "refit.learning_rate=0",
     "quantization.bits=9", "quantization.min_bits=9", "quantization.tolerance=0", "quantization.placement=kmeans",
     "problem.divergence=l1", "problem.augment=mixup", "problem.model=a:b", "problem.calibration_size=0",
-    "problem.teacher.epochs=0", "seed=-1", "threads=0", "device=tpu",
+    "problem.teacher.epochs=0", "seed=-1", "threads=0", "threads=2000", "device=tpu",
     "target_bytes=0", "target_ratio=1", "evolution.rate_weight=-1", "refit.final_learning_rate=0",
     "evolution.quota_sigma=11", "evolution.temperature=1001", "evolution.rate_weight=inf", "refit.learning_rate=nan",
     "quantization.tolerance=inf", "evolution.population=2", "problem.held_out=a.npy",

@@ -1,11 +1,14 @@
 """Signals end a run between things that must be finished, not within."""
 
 import signal
+import sys
 import threading
 
+import numpy as np
 import pytest
 
-from de_ray.signals import ended_by_sigterm, sigterm_kept, uninterrupted
+from de_ray.quantization.cells import last_cells
+from de_ray.signals import compiled_interrupts_told, ended_by_sigterm, sigterm_kept, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +69,25 @@ def test_threads_have_no_signals_to_put_off():
     thread.start()
     thread.join()
     assert ran
+
+
+def test_ctrl_c_within_compiled_code_is_ctrl_c_and_other_errors_of_the_system_are_what_they_are():
+    costs = np.random.default_rng(0).random((256, 256))
+    least = np.zeros(256)
+    last_cells(least, costs)  # compiled
+    for _ in range(20):
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt), compiled_interrupts_told():
+            signal.setitimer(signal.ITIMER_REAL, 0.003)
+            while True:
+                last_cells(least, costs)
+    with pytest.raises(SystemExit), compiled_interrupts_told():
+        try:
+            try:
+                sys.exit(143)
+            except SystemExit as error:
+                raise SystemError("a result with an exception set") from error
+        except SystemError as error:
+            raise SystemError("and again") from error
+    with pytest.raises(SystemError, match="another"), compiled_interrupts_told():
+        raise SystemError("another")
