@@ -21,7 +21,7 @@ from de_ray.evolution.schedule import Targets, next_progress, progress_at
 from de_ray.evolution.space import Budget
 from de_ray.problem.base import Problem
 from de_ray.problem.sampling import draw_sample
-from de_ray.rate import aimed_sparsity, measure_rate, room_for_layers
+from de_ray.rate import aimed_sparsity, measure_rate, require_room, room_for_layers
 from de_ray.refit.build import Refit, build_refit
 from de_ray.refit.regrow import regrow
 from de_ray.seeds import numpy_generator, torch_generator
@@ -137,7 +137,9 @@ def evolve(problem: Problem, config: Config, student: Student, pool: Pool, folde
             rate = _rate(config, student, limit, units)
             if limit is not None:
                 room = room_for_layers(problem, limit, units().unread_values(student))
-                sparsity = aimed_sparsity(rate, room, targets.follows_sparsity)
+                if step == 0:
+                    require_room(rate, room, targets)
+                sparsity = aimed_sparsity(rate, room, targets.follows_sparsity, targets.survivors)
                 targets = Targets(replace(evolution, sparsity=sparsity), problem.layers)
             if step == 0 and student.sparsity:  # it starts from a file
                 if _regrow(problem, config, student, pool, targets.missing(student.counts)):

@@ -176,11 +176,14 @@ def _refitted(problem: Problem, config: Config, given: SaliencyInputs, yardstick
 
     large = _quantize_large(problem, config, student, yardstick, partial(refitted, 0, 0.0, ()), room)
     layers = _levels(config, student, yardstick, partial(refitted, standing=large))
+    student.rewind()
     others = _quantize_others(problem, config, student, yardstick, large)
     by_name = {tensor.name: tensor for tensor in [*layers, *large.values(), *others]}
     state, shared = student.module.state_dict(), student.shared()
+    raw = state.keys() - by_name.keys() - shared.keys()
+    student.rewind(raw)
     return Quantized([by_name[name] for name in state if name in by_name],
-                     {name: value.cpu() for name, value in state.items() if name not in {*by_name, *shared}},
+                     {name: value.cpu() for name, value in state.items() if name in raw},
                      shared, list(widths), plan.trials, plan.chosen)
 
 

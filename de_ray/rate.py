@@ -21,6 +21,8 @@ LEVEL_BYTES = 2
 """Of a float16 level."""
 CONTAINER_BYTES, LAYER_BYTES, OTHER_BYTES = 100, 34, 0.75
 """Of a file; of a layer beside its symbols; of a parameter that is never zeroed, 0.3 to 1 as far as seen."""
+CODER_SHARE = 0.75
+"""What the coder's contexts make of a dense layer's estimate, at the least."""
 LARGE_BYTES, LEAST_LARGE_BYTES, LARGE_SHARE = 0.45, 0.15, 0.5
 """What large dense tensors are reserved: bytes of a number, at most and at least (the coarsest step leaves 1.2 bits),
 and the share of what layers and they have together, at most."""
@@ -102,16 +104,28 @@ def measure_rate(student: Student, config: QuantizationConfig, units: Units = NO
     return RateModel(weighed, survivors, gains, levels / np.maximum(survivors, 1), prices)
 
 
-def aimed_sparsity(rate: RateModel, limit: float, free: np.ndarray) -> float:
-    """Sparsity of the free layers at which all layers take at most `limit` bytes, in [0, 1).
+def aimed_sparsity(rate: RateModel, limit: float, free: np.ndarray, ends: np.ndarray | None = None) -> float:
+    """Sparsity of the free layers at which all layers take at most `limit` bytes in the end, in [0, 1).
 
     Args:
         rate: of the present student.
         limit: bytes of all layers, > 0.
         free: bool [L], layers that follow it.
+        ends: int [L], survivors that the others will have at most; None: as many as now.
     """
+    if ends is not None:
+        rate = dataclasses.replace(rate, survivors=np.where(free, rate.survivors, np.minimum(rate.survivors, ends)))
     kept = rate.share_for(8 * limit, free) * rate.survivors[free].sum()
     return 1 - max(float(kept), 1.0) / float(rate.sizes[free].sum())
+
+
+def require_room(rate: RateModel, limit: float, targets: Targets) -> None:
+    """Raise `ValueError` where layers with a target of their own leave nothing of `limit` bytes to the others."""
+    alone = rate.bits(np.where(targets.follows_sparsity, 0, np.minimum(rate.survivors, targets.survivors))) / 8
+    if alone * CODER_SHARE > limit:
+        raise ValueError(f"evolution.targets: layers with a sparsity of their own take about {alone:,.0f} bytes, where "
+                         f"target_bytes or target_ratio leaves {limit:,.0f} for all layers; expected sparser targets, "
+                         "or a larger file")
 
 
 def _prices(symbols: np.ndarray, level_bits: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The student: a live copy of the teacher, with a mask a layer and the values that zeroed parameters had."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,18 @@ class Student:
         """Of those modules."""
         names = {layer.parameter for layer in self.layers}
         self.others = {name: p for name, p in self.module.named_parameters() if name not in names}
+        self.keep_buffers()
+
+    def keep_buffers(self) -> None:
+        """Note buffers as they are, for `rewind`."""
+        self._buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    def rewind(self, names: Container[str] | None = None) -> None:
+        """Set buffers, all or those of such names, back to what was noted: some networks count their passes in them,
+        and the compressor's own passes are none of the network's."""
+        for name, buffer in self.module.named_buffers():
+            if name in self._buffers and (names is None or name in names):
+                buffer.copy_(self._buffers[name])
 
     @property
     def counts(self) -> list[int]:
@@ -101,6 +113,7 @@ class Student:
             mask.copy_(state[layer.parameter] != 0)
             dormant.copy_(torch.where(mask, 0.0, weight))
         self.module.load_state_dict(versioned(self.module, state))
+        self.keep_buffers()
 
     def commit(self, candidate: Candidate) -> None:
         """Carry out a candidate's zeroing sets for good."""

@@ -42,6 +42,11 @@ class WeightedOp:
         """Whether it is a linear layer of inputs [N, D]."""
         return self.spatial == 0 and self.inputs.meta["val"].ndim == 2
 
+    def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Room for its result, float32: in the layout of another tensor, which convolutions follow; contiguous for a
+        linear layer, whose samples and positions are then one axis without a copy."""
+        return room(shape, like) if self.spatial else torch.empty(shape, dtype=torch.float32, device=like.device)
+
     def run(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operation itself: [N, ...] with any weight [R, ...]."""
         if self.spatial == 0:
@@ -70,10 +75,14 @@ def room(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 _IN_ANY_LAYOUT = {aten.linear.default: linear, aten.view.default: aten.reshape.default}
+_BY_MEMORY = (aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default)
+"""Operations that read their first argument's memory, whatever its axes are."""
 
 
 def call(node: fx.Node, *args, **kwargs):
     """Run a node's operation on values that may be laid out in memory otherwise than where it was captured."""
+    if node.target in _BY_MEMORY and node.args[0].meta["val"].is_contiguous():
+        args = (args[0].contiguous(), *args[1:])
     return _IN_ANY_LAYOUT.get(node.target, node.target)(*args, **kwargs)
 
 

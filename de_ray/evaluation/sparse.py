@@ -70,13 +70,13 @@ def add_products(op: WeightedOp, out: Tensor, base: Tensor | None, inputs: np.nd
 
     Args:
         op: the operation.
-        out: [N, ...] of the operation's result.
+        out: [N, ...] of the operation's result; see `WeightedOp.room`.
         base: of the same shape, or a bias [R], or None for zeros.
         inputs: see `samples_innermost`.
         change: dW.
     """
     # A linear layer's samples and positions are all the same to it.
-    target = out.reshape(-1, out.shape[-1]) if op.spatial == 0 else out  # [N, R, positions...]
+    target = out.view(-1, out.shape[-1]) if op.spatial == 0 else out  # [N, R, positions...]
     if base is None:
         target.zero_()
     elif base.ndim == 1:

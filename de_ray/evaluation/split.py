@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from de_ray.evaluation.operations import SPATIAL, WeightedOp, room, weighted_op
+from de_ray.evaluation.operations import SPATIAL, WeightedOp, weighted_op
 from de_ray.evaluation.program import Program
 from de_ray.evaluation.upsampled import Axis, convolved, products
 
@@ -105,7 +105,7 @@ class Split:
             for places, part in convolved(small, weight[:, one.start:one.stop], one.axes):
                 there = (slice(None), slice(None), *places)
                 if out is None:
-                    out = room(shape, small)
+                    out = self.op.room(shape, small)
                 if one is not self.upsampled[0] or self.plain:
                     out[there] += part
                 elif added is not None:

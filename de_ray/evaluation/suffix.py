@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from de_ray.evaluation.edits import LayerChange
-from de_ray.evaluation.operations import WeightedOp, aten, room, weighted_op
+from de_ray.evaluation.operations import WeightedOp, aten, weighted_op
 from de_ray.evaluation.program import Program, Values, execute, last_uses
 from de_ray.evaluation.sparse import add_products, samples_innermost, transposed_rows
 from de_ray.evaluation.split import Split, splits
@@ -197,7 +197,7 @@ class Suffix:
         if len(changes) == 1 and changes[0].delta is None and changes[0].survivors is None:
             with changes[0].applied() as weight:
                 return op.run(inputs, weight, bias)
-        stacked = room((len(changes) * samples, *base.shape[1:]), base)
+        stacked = op.room((len(changes) * samples, *base.shape[1:]), base)
         for k, change in enumerate(changes):
             out = stacked[k * samples:(k + 1) * samples]
             if change.delta is not None:
@@ -215,7 +215,7 @@ class Suffix:
         found = []
         for part, change in zip(inputs.split(samples), changes, strict=True):
             if change.survivors is not None:
-                out = room(self.program.shape(op.node, samples), part)
+                out = op.room(self.program.shape(op.node, samples), part)
                 add_products(op, out, bias, samples_innermost(op, part), change.survivors)
                 found.append(out)
             else:

@@ -120,7 +120,8 @@ def output_grams(given: SaliencyInputs) -> list[Tensor | None]:
 
     def collect(index: int):
         def hook(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
-            called[index].append(output)
+            if output.requires_grad:  # nothing has one where a network runs a part of itself without
+                called[index].append(output)
             return output.clone()  # an activation in place would otherwise make it its own result
         return hook
 

@@ -1,6 +1,6 @@
 """Gram matrices of layer inputs: X X^T over samples and positions, one matrix a group of channels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -72,17 +72,30 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
         biases: whether D counts a constant input, the last, of layers that have a bias.
         only: indices of the layers; None: all.
     """
-    layers = range(len(student.layers)) if only is None else only
-    grams: dict[int, Tensor] = {}
+    def gram(module: nn.Module, rows: Tensor) -> Tensor:
+        if biases and module.bias is not None:
+            rows = with_constant(rows)
+        return torch.bmm(rows.transpose(1, 2), rows)
+
+    return _means(student, inputs, batch, gram, range(len(student.layers)) if only is None else only)
+
+
+def layer_squares(student: Student, inputs: Tensor, batch: int) -> list[Tensor | None]:
+    """The diagonals of `layer_grams` alone, float64 [G, D]: the rest of such a matrix may be larger than a network."""
+    return _means(student, inputs, batch, lambda _, rows: rows.square().sum(1), range(len(student.layers)))
+
+
+def _means(student: Student, inputs: Tensor, batch: int, total: Callable[[nn.Module, Tensor], Tensor],
+           layers: Sequence[int]) -> list[Tensor | None]:
+    """Totals over the vectors [G, P, D] of each layer's inputs, by their number P: float64."""
+    sums: dict[int, Tensor] = {}
     counts = dict.fromkeys(layers, 0)
 
     def collect(index: int):
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], _: Tensor) -> None:
             rows = layer_rows(module, layer_input(args, kwargs))
-            if biases and module.bias is not None:
-                rows = with_constant(rows)
-            gram = torch.bmm(rows.transpose(1, 2), rows).double()
-            grams[index] = grams[index] + gram if index in grams else gram
+            found = total(module, rows).double()
+            sums[index] = sums[index] + found if index in sums else found
             counts[index] += rows.shape[1]
         return hook
 
@@ -95,7 +108,7 @@ def layer_grams(student: Student, inputs: Tensor, batch: int, biases: bool = Fal
     finally:
         for hook in hooks:
             hook.remove()
-    return [grams[index] / counts[index] if counts[index] else None for index in layers]
+    return [sums[index] / counts[index] if counts[index] else None for index in layers]
 
 
 def grams_in_parts(student: Student, inputs: Tensor, batch: int, biases: bool = False,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from de_ray.evolution.curvature import SaliencyInputs, divergence_gradient, remembered
-from de_ray.evolution.gram import layer_grams
+from de_ray.evolution.gram import grams_in_parts, layer_squares
 from de_ray.evolution.kronecker import inverse_diagonal
 from de_ray.evolution.obs import damped, removal_losses
 
@@ -47,13 +47,13 @@ def _magnitude(given: SaliencyInputs) -> list[Tensor]:
 
 
 def _wanda(given: SaliencyInputs) -> list[Tensor]:
-    grams = layer_grams(given.student, given.inputs, given.batch)
     scores = []
-    for weight, gram in zip(remembered(given.student), grams, strict=True):
-        if gram is None:
+    for weight, squares in zip(remembered(given.student), layer_squares(given.student, given.inputs, given.batch),
+                               strict=True):
+        if squares is None:
             scores.append(weight.abs())
             continue
-        norms = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().float()  # [G, D], G groups
+        norms = squares.sqrt().float()  # [G, D], G groups
         rows = weight.reshape(len(norms), -1, norms.shape[-1])  # [G, R / G, D]
         scores.append((rows.abs() * norms.unsqueeze(1)).reshape(weight.shape))
     return scores
@@ -65,9 +65,9 @@ def _fisher(given: SaliencyInputs) -> list[Tensor]:
 
 
 def _obs(given: SaliencyInputs) -> list[Tensor]:
-    grams = layer_grams(given.student, given.inputs, given.batch)
+    grams = grams_in_parts(given.student, given.inputs, given.batch)
     scores = []
-    for weight, mask, gram in zip(remembered(given.student), given.student.masks, grams, strict=True):
+    for weight, mask, (_, gram) in zip(remembered(given.student), given.student.masks, grams, strict=True):
         if gram is None:  # nothing makes up for anything
             squares = weight.double().square()
             scores.append((squares / (2 * squares.sum().clamp_min(TINY))).float())

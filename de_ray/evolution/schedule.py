@@ -82,6 +82,11 @@ class Targets:
         """Of all layers, in the end."""
         return float(self._sizes @ self._densities / self._sizes.sum())
 
+    @property
+    def survivors(self) -> np.ndarray:
+        """int64 [L], in the end; of use for layers that have a target of their own."""
+        return self._due(1.0)
+
     def budget(self, progress: float, survivors: Sequence[int]) -> Budget:
         """Zeros to add to come from the present survivors to the numbers due at `progress`.
 
@@ -95,10 +100,15 @@ class Targets:
         """Survivors to add where there are fewer than the target has; see `budget`."""
         return self._beyond(1.0, survivors, -1)
 
+    def _due(self, progress: float) -> np.ndarray:
+        """Survivors of each layer by itself, int64 [L], at least 1: without any, all layers before and behind it would
+        be of no use."""
+        return np.array([max(1, round(size * density_at(self._schedule, progress, density))) for size, density in
+                         zip(self._sizes.tolist(), self._densities.tolist(), strict=True)], np.int64)
+
     def _beyond(self, progress: float, survivors: Sequence[int], sign: int) -> Budget:
         now = np.array(survivors, np.int64)
-        due = np.array([round(size * density_at(self._schedule, progress, density)) for size, density in
-                        zip(self._sizes.tolist(), self._densities.tolist(), strict=True)], np.int64)
+        due = self._due(progress)
         fixed = np.where(self._bound, np.maximum(sign * (now - due), 0), 0)
         free = ~self._bound
         free_due = round(int(self._sizes[free].sum()) * density_at(self._schedule, progress, self._free_density))

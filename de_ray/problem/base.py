@@ -81,6 +81,8 @@ class Problem:
     """What refit minimises; None: `divergence`."""
     chances: Tensor | None = None
     """float32 [M] >= 0: how often each input is drawn for saliency and refit, in proportion; None: all alike."""
+    left_out: frozenset[str] = frozenset()
+    """State-dict keys of weights that could be zeroed and are not, beside those of PyTorch's own modules."""
     sources: str = ""
     """A digest of the files that inputs are read from, for checkpoints; empty where the configuration says it all."""
     pictures: "Callable[[Mapping[str, nn.Module]], Figure] | None" = None

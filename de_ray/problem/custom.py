@@ -22,7 +22,7 @@ from de_ray.problem.buffers import promote
 from de_ray.problem.divergence import make_divergence
 from de_ray.problem.fold import fold_batch_norm
 from de_ray.problem.idle import empty_idle
-from de_ray.problem.layers import check_finite, find_layers, told_of_recomputed
+from de_ray.problem.layers import check_finite, find_layers, layer_weights, told_of_recomputed
 from de_ray.problem.layout import take_channels_last
 from de_ray.problem.measure import pass_size
 from de_ray.problem.outputs import flatten
@@ -150,6 +150,7 @@ def problem_from_model(
         divergence=distance,
         metrics=partial(measure, teacher, held_out),
         augment=distort,
+        left_out=frozenset(layer_weights(teacher, drawn[:PROBE])) - {layer.parameter for layer in layers},
     )
 
 

@@ -41,7 +41,7 @@ def find_layers(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequ
         ValueError: for a pattern that matches nothing, when no layer is left, and for weights that are not finite.
     """
     check_finite(model)
-    candidates = _candidates(model, Reads(()) if sample is None else parameter_reads(model, sample))
+    candidates = _candidates(model, _reads(model, sample))
     names = [layer.name for layer in candidates]
     for key, patterns in (("problem.include", include), ("problem.exclude", exclude)):
         for pattern in patterns:
@@ -55,9 +55,13 @@ def find_layers(model: nn.Module, include: Sequence[str] = ("*",), exclude: Sequ
     return layers
 
 
-def layer_weights(model: nn.Module) -> set[str]:
+def layer_weights(model: nn.Module, sample: Tensor | None = None) -> set[str]:
     """State-dict keys of all weights that may be zeroed, whatever `include` and `exclude` say; see `find_layers`."""
-    return {layer.parameter for layer in _candidates(model, Reads(()))}
+    return {layer.parameter for layer in _candidates(model, _reads(model, sample))}
+
+
+def _reads(model: nn.Module, sample: Tensor | None) -> Reads:
+    return Reads(()) if sample is None else parameter_reads(model, sample)
 
 
 def told_of_recomputed(model: nn.Module) -> str:

@@ -32,7 +32,7 @@ def large_tensors(problem: Problem) -> dict[str, int]:
 
     Layers that `include` and `exclude` leave out are none: who leaves them out wants them as they are.
     """
-    layers = layer_weights(problem.teacher) | {layer.parameter for layer in problem.layers}
+    layers = layer_weights(problem.teacher) | problem.left_out | {layer.parameter for layer in problem.layers}
     return {name: p.numel() for name, p in problem.teacher.named_parameters()
             if name not in layers and p.ndim > 1 and p.numel() >= LARGE and p.is_floating_point()}
 

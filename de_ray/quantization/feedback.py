@@ -16,18 +16,22 @@ from de_ray.evolution.obs import damped, settle_columns, upper_factor
 from de_ray.quantization.choice import LevelChoice
 from de_ray.student import Student
 
+MOST_INPUTS = 2**13
+"""Of a row that is settled: beyond it, Hessians take gigabytes and their inverses hours."""
+
 
 def feed_back(student: Student, choices: Sequence[LevelChoice], inputs: Tensor, batch: int) -> None:
     """Move a student's survivors in place to where their nearest levels leave the least error of layers' outputs.
 
     Args:
         student: its layers' inputs are taken before any of them is moved.
-        choices: of the layers that are to be moved.
+        choices: of the layers that are to be moved; rows of more than `MOST_INPUTS` stay as they are.
         inputs: [M, ...] unlabelled inputs.
         batch: inputs a pass.
     """
     moved = {}
-    by_layer = {choice.layer: choice for choice in choices}
+    by_layer = {choice.layer: choice for choice in choices
+                if student.weights[choice.layer][0].numel() <= MOST_INPUTS}
     for index, gram in grams_in_parts(student, inputs, batch, only=sorted(by_layer)):
         if gram is None:
             continue  # none makes up for another: the nearest level will do

@@ -113,7 +113,9 @@ class Objective:
             return None  # numbers, None and such, which no divergence looks at
         if sum(leaf.numel() * leaf.element_size() for leaf in first) * len(inputs) > CACHE_BYTES:
             return None
-        parts = [tree_flatten(self._expected(part.to(self._device)))[0] for part in inputs.split(self._config.batch)]
-        if any(leaf.shape[1:] != one.shape[1:] for part in parts for leaf, one in zip(part, first, strict=True)):
-            return None  # as long as the longest of a batch, say
+        batches = inputs.split(self._config.batch)
+        parts = [tree_flatten(self._expected(batch.to(self._device)))[0] for batch in batches]
+        if any(leaf.shape != (len(batch), *one.shape[1:]) for batch, part in zip(batches, parts, strict=True)
+               for leaf, one in zip(part, first, strict=True)):
+            return None  # as long as the longest of a batch, say, or the same for all samples
         return [torch.cat(leaves) for leaves in zip(*parts, strict=True)], structure

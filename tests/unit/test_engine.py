@@ -173,6 +173,30 @@ class Viewed(nn.Module):
         return self.head(x.view(x.shape[0], -1))
 
 
+class Axial(nn.Module):
+    """Linear layers along an image's lines, as it lies channels last in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.line, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 40), nn.Linear(40, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x.contiguous(memory_format=torch.channels_last)))
+        return self.head(torch.relu(self.line(x)).mean((1, 2)))
+
+
+class Spectral(nn.Module):
+    """A linear layer's result whose memory is read as complex numbers, and as windows that overlap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.windows, self.head = nn.Linear(6, 32), nn.Linear(6, 32), nn.Linear(46, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        waves = torch.fft.fft(torch.view_as_complex(self.first(x).view(x.shape[0], 16, 2))).abs()
+        return self.head(torch.cat([waves, self.windows(x).as_strided((x.shape[0], 30, 3), (32, 1, 1)).amax(2)], 1))
+
+
 FLOOR = 1e-12
 """Mean squared differences of outputs near 1 that float32 cannot tell from rounding."""
 
@@ -180,7 +204,8 @@ NETWORKS = {
     "branchy": (Branchy, (3, 9, 9)), "shared": (Shared, (3, 8, 8)), "pyramid": (Pyramid, (3, 16, 16)),
     "sequence": (Sequence, (5, 17)), "volume": (Volume, (2, 6, 6, 6)), "regularized": (Regularized, (6,)),
     "transposed": (Transposed, (4, 6)), "recurrent": (Recurrent, (5, 6)), "decoder": (Decoder, (3, 8, 8)),
-    "attentive": (Attentive, (5, 8)), "viewed": (Viewed, (3, 9, 9)),
+    "attentive": (Attentive, (5, 8)), "viewed": (Viewed, (3, 9, 9)), "axial": (Axial, (3, 8, 8)),
+    "spectral": (Spectral, (6,)),
     "channels_last": (lambda: Branchy().to(memory_format=torch.channels_last), (3, 9, 9)),
 }
 
@@ -228,7 +253,7 @@ def test_each_layers_candidates_have_the_fitness_of_full_forwards(name, share):
                                [naive(problem, one) for one in candidates], rtol=1e-4, atol=FLOOR)
 
 
-@pytest.mark.parametrize("name", ["pyramid", "shared"])
+@pytest.mark.parametrize("name", ["pyramid", "shared", "axial"])
 def test_numbers_stay_right_after_commits_and_refits(name):
     problem = problem_of(name)
     rng = np.random.default_rng(1)

@@ -90,6 +90,38 @@ def test_obs_orders_a_row_by_the_error_that_removal_with_compensation_leaves():
     assert np.argsort(found).tolist() == np.argsort(left).tolist()
 
 
+@pytest.mark.parametrize("criterion", ["fisher", "kronecker", "taylor", "obs", "wanda"])
+def test_a_part_that_a_network_runs_without_gradients_is_judged_too(criterion):
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                x = torch.relu(self.first(x))
+            return self.second(x)
+
+    problem = problem_from_model(Frozen(), torch.randn(40, 6), divergence="mse")
+    student = Student(problem.teacher, problem.layers)
+    given = SaliencyInputs(student, problem, problem.inputs, 16, torch.Generator().manual_seed(0), 1000)
+    first, second = saliencies([criterion], given)[criterion]
+    assert np.isfinite(first).all() and (second > 0).any()
+
+
+def test_obs_in_parts_is_obs(monkeypatch):
+    problem = branchy_problem()
+    student = Student(problem.teacher, problem.layers)
+
+    def found():
+        given = SaliencyInputs(student, problem, problem.inputs, 16, torch.Generator().manual_seed(0), 1000)
+        return saliencies(["obs"], given)["obs"]
+
+    whole = found()
+    monkeypatch.setattr("de_ray.evolution.gram.PART_BYTES", 600)
+    assert all(map(np.array_equal, whole, found()))
+
+
 def test_taylor_orders_weights_by_what_zeroing_them_does_to_the_divergence_now():
     torch.manual_seed(0)  # inputs that share most of what they say, so that weights can stand in for each other
     problem = problem_from_model(nn.Sequential(nn.Linear(5, 3, bias=False)),

@@ -52,6 +52,14 @@ def test_a_layers_own_target_binds_it_and_leaves_the_others_to_evolution():
     assert budget.free_total == 270
 
 
+def test_a_small_bound_layer_keeps_a_weight():
+    for config in (EvolutionConfig(sparsity=0.99, allocation="uniform"), EvolutionConfig(targets={"*": 0.99})):
+        targets = Targets(config, [Layer("small", (1, 20)), Layer("large", (100, 20))])
+        assert targets.survivors.tolist() == [1, 20]
+        assert targets.budget(1.0, [20, 2000]).fixed.tolist() == [19, 1980]
+        assert targets.missing([0, 20]).fixed.tolist() == [1, 0]
+
+
 def test_what_a_student_that_is_sparser_than_asked_for_lacks():
     targets = Targets(EvolutionConfig(sparsity=0.9, targets={"conv": 0.2, "fc2": 0.5}), LAYERS)
     missing = targets.missing([70, 25, 400])

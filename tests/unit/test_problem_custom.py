@@ -168,6 +168,7 @@ def test_tensors_are_inputs_too():
     (np.where(np.arange(50)[:, None] == 7, np.nan, INPUTS), "in 1 of 50 samples; the first is sample 7"),
     (INPUTS.astype(np.float64) * 1e300, "beyond float32"),
     (INPUTS.astype(np.complex64), "complex64"),
+    (torch.from_numpy(INPUTS).to_sparse(), "sparse_coo: expected a dense tensor"),
     (np.array(["a", "b"]), "expected floating-point or whole numbers"),
     (INPUTS[:0], "at least one sample"),
     (np.zeros(()), "at least one sample"),
@@ -472,6 +473,21 @@ class Talkative(nn.Module):
         return {"logits": self.layer(x), "aux": {"count": 3, "none": None, "mean": x.long().sum()}}
 
 
+class Anchored(nn.Module):
+    """Returns what is the same for all samples beside what is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.layer(x), torch.arange(3)
+
+
+def test_outputs_that_no_sample_has_of_its_own_are_passed_over_by_refit_too():
+    assert compress_quickly(Anchored(), torch.randn(300, 8), augment="none").report["file_bytes"] > 0
+
+
 def test_numbers_and_none_in_an_output_are_passed_over_by_refit_too():
     assert compress_quickly(Talkative(), torch.randn(40, 8), augment="none").report["file_bytes"] > 0
 
@@ -479,10 +495,10 @@ def test_numbers_and_none_in_an_output_are_passed_over_by_refit_too():
 class Counting(nn.Module):
     """Counts its own passes in a buffer that it stores."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.int64) -> None:
         super().__init__()
         self.layer = nn.Linear(8, 4)
-        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("passes", torch.zeros((), dtype=dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.passes += 1
@@ -493,6 +509,31 @@ def test_the_model_of_the_result_is_what_the_file_holds_even_if_it_counts_its_pa
     result = compress_quickly(Counting(), torch.randn(40, 8))
     held = codec.decode(result.data)
     assert all(torch.equal(value, held[name]) for name, value in result.model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_passes_of_the_compressor_are_none_of_the_networks(dtype, tmp_path, monkeypatch):
+    """A run that was interrupted makes other passes, and has the same file."""
+    model, inputs, save = Counting(dtype), torch.randn(40, 8), checkpoint.save_checkpoint
+    expected = compress_quickly(model, inputs)
+
+    def interrupt(*given):
+        save(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        compress_quickly(model, inputs, folder=tmp_path)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
+    assert compress_quickly(model, inputs, folder=tmp_path).data == expected.data
+    assert codec.decode(expected.data)["passes"] < 20, "those in which the network was looked at"
+
+
+@pytest.mark.parametrize("group", ["evolution", "refit", "quantization", "pool"])
+def test_a_group_that_is_none_is_told_at_once(group):
+    kind = f"{group.capitalize()}Config"
+    with pytest.raises(ValueError, match=rf"{group}={{'bits': 3}}: expected a de_ray.config.{kind}, or None"):
+        de_ray.compress(nn.Linear(8, 4), torch.randn(40, 8), **{group: {"bits": 3}})
 
 
 def test_a_seed_of_numpy_is_a_number_and_globs_are_texts():

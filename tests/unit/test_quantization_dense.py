@@ -138,3 +138,18 @@ def test_embeddings_take_few_bits_and_the_file_is_what_was_measured(tied, limit,
     loaded = de_ray.load(tmp_path / "words.der", model=copy.deepcopy(model))
     with torch.no_grad():
         assert torch.equal(loaded(tokens), coarse.model(tokens))
+
+
+def test_a_matrix_that_exclude_names_is_no_large_tensor_whatever_module_it_is_of():
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.usual = nn.Parameter(torch.randn(256, 260)), nn.Linear(260, 256)
+            self.head = nn.Linear(256, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.usual(torch.relu(x @ self.matrix))))
+
+    problem = problem_from_model(Own(), torch.randn(20, 256), divergence="mse", exclude=["matrix", "usual"])
+    assert [layer.name for layer in problem.layers] == ["head"]
+    assert dense.large_tensors(problem) == {}

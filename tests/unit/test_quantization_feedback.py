@@ -69,6 +69,17 @@ def test_layers_without_a_choice_stay_where_they_are():
         True, True, False, True, True]
 
 
+def test_rows_of_too_many_inputs_stay_where_they_are(monkeypatch):
+    problem = branchy_problem()
+    sizes = [weight[0].numel() for weight in pruned(problem).weights]
+    monkeypatch.setattr("de_ray.quantization.feedback.MOST_INPUTS", sorted(sizes)[2])
+    student = pruned(problem)
+    before = [weight.clone() for weight in student.weights]
+    feed_back(student, [choice(i) for i in range(len(sizes))], problem.inputs, 16)
+    assert [torch.equal(old, new) for old, new in zip(before, student.weights, strict=True)] == [
+        size > sorted(sizes)[2] for size in sizes]
+
+
 def test_weights_that_are_levels_stay_where_they_are():
     problem = mlp_problem()
     student = pruned(problem)

@@ -7,13 +7,14 @@ from torch import nn
 
 from de_ray import codec
 from de_ray.codec import QuantizedTensor
-from de_ray.config import QuantizationConfig
+from de_ray.config import EvolutionConfig, QuantizationConfig
 from de_ray.evolution.candidate import ZeroingSet
 from de_ray.evolution.rate import RateModel, binary_entropy
+from de_ray.evolution.schedule import Targets
 from de_ray.problem.layers import find_layers
 from de_ray.quantization.choose import choose
 from de_ray.quantization.sensitivity import choices_at
-from de_ray.rate import aimed_sparsity, measure_rate
+from de_ray.rate import aimed_sparsity, measure_rate, require_room
 from de_ray.student import Student
 from tests.networks import mlp_problem
 
@@ -73,6 +74,24 @@ def test_the_aim_is_sparser_for_fewer_bytes_and_stays_below_one(student):
     aims = [aimed_sparsity(model, limit, free) for limit in (1e-3, 1000.0, 2000.0, 1e9)]
     assert 1 > aims[0] > aims[1] > aims[2] > aims[3]
     assert aims[3] == pytest.approx(student.sparsity)
+
+
+def test_layers_that_will_have_gone_take_no_room_from_those_that_follow_the_aim(student):
+    model, free = measure_rate(student, QuantizationConfig()), np.array([True, False, True, True])
+    ends = np.array([0, 50, 0, 0])  # of 7,500 survivors of the second layer
+    now, then = (aimed_sparsity(model, 2000.0, free, given) for given in (None, ends))
+    assert then < now
+    kept = (1 - then) * sum(layer.size for layer, follows in zip(student.layers, free, strict=True) if follows)
+    share = kept / model.survivors[free].sum()
+    assert model.bits(np.where(free, share * model.survivors, ends)) == pytest.approx(8 * 2000.0, rel=0.01)
+
+
+def test_targets_that_leave_no_room_are_told(student):
+    model = measure_rate(student, QuantizationConfig())
+    targets = Targets(EvolutionConfig(targets={"1": 0.5}), student.layers)
+    require_room(model, 1e6, targets)
+    with pytest.raises(ValueError, match="evolution.targets: .* take about .*leaves 1,000 for all layers"):
+        require_room(model, 1000.0, targets)
 
 
 def test_prices_tell_what_zeroing_saves_in_the_coder(student):
