@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 STUDENT_FILE = "student.der"
 REPORT_FILE = "report.json"
+FIGURES = "figures"
 
 
 def track_result(tracker: Tracker, report: dict, written: list[Path]) -> None:
@@ -35,7 +36,7 @@ def track_result(tracker: Tracker, report: dict, written: list[Path]) -> None:
             child.log_params({"widths": ",".join(map(str, trial["widths"]))})
             child.log_metrics({"bytes": trial["bytes"], "divergence": trial["divergence"]}, 0)
     for path in written:
-        tracker.log_artifact(path, "figures" if path.suffix == ".png" else None)
+        tracker.log_artifact(path, FIGURES if path.suffix == ".png" else None)
 
 
 def write_result(result: Result, problem: Problem, folder: Path) -> list[Path]:
@@ -44,7 +45,7 @@ def write_result(result: Result, problem: Problem, folder: Path) -> list[Path]:
     figures = []
     try:
         pictures = problem.pictures and problem.pictures({"student": result.student, "decoded file": result.model})
-        figures = draw_all(folder / "figures", result.report, result.survivors, pictures)
+        figures = draw_all(folder / FIGURES, result.report, result.survivors, pictures)
     except Exception:  # of matplotlib on the user's names and images: no figure is worth the report
         log.exception("the figures could not be drawn; the file and the report are written without them")
     write_json(folder / REPORT_FILE, result.report)
@@ -74,14 +75,20 @@ def require_free(folder: Path) -> Config | None:
     Raises:
         ValueError: saying which file is in the way.
     """
-    begun = read_report(folder) is not None or (folder / FOLDER).is_dir()
-    if (folder / STUDENT_FILE).exists() and not begun:
-        raise ValueError(f"{folder / STUDENT_FILE} is there, and no run that made it: it would be replaced. Start in a "
-                         "new folder")
-    if not (folder / CONFIG_FILE).is_file():
+    if not (folder / CONFIG_FILE).is_file():  # a run writes it before anything that it could lose
+        _require_none(folder, STUDENT_FILE, REPORT_FILE, FIGURES)
         return None
+    begun = read_report(folder) is not None or (folder / FOLDER).is_dir()
+    if not begun:
+        _require_none(folder, STUDENT_FILE)
     earlier = saved_config(folder / CONFIG_FILE)  # raises for a file that no run wrote
     return earlier if begun else None
+
+
+def _require_none(folder: Path, *names: str) -> None:
+    for path in (folder / name for name in names):
+        if path.exists():
+            raise ValueError(f"{path} is there, and no run that made it: it would be replaced. Start in a new folder")
 
 
 def require_own(problem: Problem, config: Config, folder: Path) -> None:

@@ -46,11 +46,11 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
     """
     if config.start is not None:
         config = replace(config, start=_existing(config.start))
+    require_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mirror = prepare(config, folder)
     with ended_by_sigterm():
         problem = build_problem(config.problem, config.seed, config.device)
-        require_free(folder)
         # Before it is saved: a run may continue where there are other cores.
         config = with_minutes(problem, with_threads(problem, config), folder)
         require_own(problem, config, folder)

@@ -1,6 +1,7 @@
 """A run's folder: what another run may not do to it."""
 
 import copy
+import re
 
 import pytest
 
@@ -62,6 +63,37 @@ def test_files_of_somebody_else_are_not_replaced(name, text, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run_session(config, tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, text)]
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("names", [[STUDENT_FILE, REPORT_FILE], [REPORT_FILE], ["figures/mine.png"],
+                                   [STUDENT_FILE, f"{FOLDER}/step-0001.safetensors"]])
+def test_results_beside_no_configuration_are_somebody_elses_whatever_else_is_there(names, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"mine": 1}')
+    before, first = contents(tmp_path), re.escape(str(tmp_path / names[0].partition("/")[0]))
+    with pytest.raises(ValueError, match=rf"^{first} is there, and no run that made it.* Start in a new folder$"):
+        run_session(configured(), tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_the_folder_of_somebody_else_is_refused_before_a_teacher_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("de_ray.session.build_problem", lambda *_: pytest.fail("a teacher would be trained"))
+    (tmp_path / REPORT_FILE).write_text("{}")
+    with pytest.raises(ValueError, match="no run that made it"):
+        run_session(configured(), tmp_path)
+
+
+@pytest.mark.parametrize("minutes", [None, 0.05])
+def test_the_same_command_runs_again_in_its_own_folder_to_the_same_file(minutes, tmp_path):
+    config = configured()
+    config.minutes = minutes
+    first, again = (run_session(config, tmp_path / "run").data for _ in range(2))
+    assert first == again == (tmp_path / "run" / STUDENT_FILE).read_bytes()
 
 
 @pytest.mark.parametrize("error", [EvaluationError("no replica is left"), ConnectionError("a worker of refit failed")])
