@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 
@@ -41,3 +42,16 @@ def require_new(path: str, option: str) -> None:
         raise FileNotFoundError(f"{option}={path!r}: no such folder")
     if Path(path).exists():
         raise FileExistsError(f"{option}={path!r}: there is such a file already; remove it, or name another")
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why a folder cannot be made and written to, in the system's words; None: it can. Leaves nothing behind.
+
+    Permissions alone do not tell: to root, who has all of them, read-only disks and `/proc` still say no.
+    """
+    try:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+        with tempfile.TemporaryFile(dir=nearest):
+            return None
+    except OSError as error:
+        return error.strerror or type(error).__name__

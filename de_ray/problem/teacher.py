@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from de_ray.config import TeacherConfig
 from de_ray.device import threads
-from de_ray.files import write_atomically
+from de_ray.files import unwritable, write_atomically
 from de_ray.problem.cache import cache_folder
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def obtain(model: nn.Module, name: str, inputs: Tensor, labels: Tensor, config: 
 
     Raises:
         FileNotFoundError, ValueError: for a checkpoint that is missing or does not fit.
+        ValueError: for a cache that cannot be written, before anything is trained.
     """
     if config.checkpoint is not None:
         return load_checkpoint(model, Path(config.checkpoint))
@@ -56,11 +57,20 @@ def obtain(model: nn.Module, name: str, inputs: Tensor, labels: Tensor, config: 
         else:
             log.info("teacher of %s: from %s", name, path)
             return model
+    _require_cache(path.parent)
     (fit or train)(model, inputs, labels, config)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(model.state_dict()))
     log.info("teacher of %s: kept as %s", name, path)
     return model.eval()
+
+
+def _require_cache(folder: Path) -> None:
+    """Raise `ValueError` where a trained teacher could not be kept, and its training would be lost."""
+    reason = unwritable(folder)
+    if reason is not None:
+        raise ValueError(f"DE_RAY_CACHE={str(cache_folder())!r}: a trained teacher cannot be kept there: {reason}; "
+                         "expected a folder that can be made and written to, by DE_RAY_CACHE=FOLDER in the environment")
 
 
 def cached_path(name: str, inputs: Tensor, labels: Tensor, config: TeacherConfig) -> Path:

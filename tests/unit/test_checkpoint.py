@@ -100,6 +100,16 @@ def test_a_write_that_dies_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypa
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_can_be_made_is_writable_and_one_below_a_file_is_not(tmp_path):
+    (tmp_path / "file").touch()
+    assert files.unwritable(tmp_path) is None and files.unwritable(tmp_path / "a/b") is None
+    assert files.unwritable(tmp_path / "file") == files.unwritable(tmp_path / "file/below") == "Not a directory"
+    assert files.unwritable(tmp_path / ("x" * 300)) == "File name too long"
+    (tmp_path / "link").symlink_to("nowhere")
+    assert files.unwritable(tmp_path / "link/below") == "No such file or directory"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
+
+
 def test_equal_fingerprints_pass_whether_lists_or_tuples():
     checkpoint.require_same({"fingerprint": {"a": [1, 2], "b": {"c": None}}}, {"a": (1, 2), "b": {"c": None}})
 

@@ -90,6 +90,32 @@ def test_an_interrupted_write_leaves_nothing_in_the_cache(cache, monkeypatch):
     assert list((cache / "teachers").iterdir()) == []
 
 
+def unusable_cache(folder, monkeypatch):
+    """A cache below a file, where not even root can make one."""
+    (folder / "file").touch()
+    monkeypatch.setenv("DE_RAY_CACHE", str(folder / "file" / "cache"))
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_a_teacher_is_trained(tmp_path, monkeypatch):
+    unusable_cache(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match=r"^DE_RAY_CACHE=.*file/cache.*: Not a directory; expected a folder.*DE_RAY_CACHE=FOLDER"):
+        obtain(net(), "toy", INPUTS, LABELS, CONFIG, lambda *_: pytest.fail("trained, and lost"))
+
+
+def test_a_cache_that_is_not_chosen_is_told_by_its_place_in_the_home_folder(tmp_path, monkeypatch):
+    (tmp_path / ".cache").touch()
+    monkeypatch.delenv("DE_RAY_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=rf"DE_RAY_CACHE='{tmp_path}/\.cache/de_ray'"):
+        obtain(net(), "toy", INPUTS, LABELS, CONFIG)
+
+
+def test_a_given_checkpoint_needs_no_cache(tmp_path, monkeypatch):
+    unusable_cache(tmp_path, monkeypatch)
+    save_file(net().state_dict(), tmp_path / "a.safetensors")
+    obtain(net(), "toy", INPUTS, LABELS, TeacherConfig(checkpoint=str(tmp_path / "a.safetensors")))
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_a_given_checkpoint_is_used_instead_of_training(suffix, tmp_path, cache):
     given = train(net(), INPUTS, LABELS, CONFIG)
