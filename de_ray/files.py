@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import errno
 import os
 import secrets
 import tempfile
@@ -50,7 +51,9 @@ def unwritable(folder: Path) -> str | None:
     Permissions alone do not tell: to root, who has all of them, read-only disks and `/proc` still say no.
     """
     try:
-        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+        nearest = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+        if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
+            return os.strerror(errno.EACCES)
         with tempfile.TemporaryFile(dir=nearest):
             return None
     except OSError as error:

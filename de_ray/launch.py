@@ -1,17 +1,19 @@
 """The command line: `python launch.py OVERRIDES`, or `python -m de_ray.launch OVERRIDES` where only the wheel is."""
 
 import logging
-import os
 import shutil
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from de_ray.evaluation.members import EvaluationError
+from de_ray.files import unwritable
 from de_ray.redact import redact_logs, without_credentials
 from de_ray.schema import CONF, refuse_without_plus, register, resumed, to_config
 
@@ -69,16 +71,30 @@ def refuse_unwritable(arguments: list[str]) -> None:
     """Raise `PermissionError` where no run's folder can be made, which Hydra would tell by a traceback.
 
     Args:
-        arguments: of the command line; other folders than the usual ones, and commands that make none, are not checked.
+        arguments: of the command line; commands that make no folder are not checked, nor are folders that depend on
+            more of Hydra's options than the one that names them.
     """
     sweeps = {"-m", "--multirun"}
-    if any(argument.lstrip("+").startswith("hydra.") or argument.startswith("-") and argument not in sweeps
-           for argument in arguments):
+    if any(argument.startswith("-") and argument not in sweeps for argument in arguments):
         return
-    root = Path("multirun" if sweeps.intersection(arguments) else "outputs")
-    if not os.access(root if root.exists() else Path.cwd(), os.W_OK | os.X_OK):
-        key = "hydra.sweep.dir" if root.name == "multirun" else "hydra.run.dir"
-        raise PermissionError(f"{root.absolute()} cannot be written to; expected a folder that can, by {key}=FOLDER")
+    key, usual = ("hydra.sweep.dir", "multirun") if sweeps.intersection(arguments) else ("hydra.run.dir", "outputs")
+    ours = [argument for argument in arguments if argument.lstrip("+").startswith("hydra.")]
+    chosen = [argument for argument in ours if argument.lstrip("+").startswith(f"{key}=")]
+    if ours and not chosen:
+        return
+    folder = _plain_path(chosen[-1]) if chosen else Path(usual).absolute()
+    reason = folder and unwritable(folder)
+    if reason:
+        raise PermissionError(f"{folder} cannot be written to: {reason}; expected a folder that can, by {key}=FOLDER")
+
+
+def _plain_path(argument: str) -> Path | None:
+    """The path in `KEY=PATH`; None where only Hydra can tell it."""
+    try:
+        value = OverridesParser.create().parse_override(argument).value()
+    except HydraException:  # it says itself what it cannot read
+        return None
+    return Path(value) if isinstance(value, str) and "${" not in value else None
 
 
 def main() -> None:

@@ -132,6 +132,36 @@ def test_a_working_folder_that_cannot_be_written_to_is_told_before_hydra_stumble
     refuse_unwritable([])
 
 
+@pytest.mark.parametrize(("arguments", "told"), [
+    (["hydra.run.dir=afile"], r"afile cannot be written to: Not a directory; .* by hydra\.run\.dir=FOLDER"),
+    (["seed=1", "++hydra.run.dir='afile/below'"], "afile/below cannot"), (['hydra.run.dir="afile"'], "afile cannot"),
+    (["-m", "hydra.sweep.dir=afile/a/b"], r"afile/a/b cannot be written to: .* by hydra\.sweep\.dir=FOLDER"),
+    (["hydra.run.dir=good", "hydra.run.dir=afile"], "afile cannot")])
+def test_a_folder_for_a_run_that_cannot_be_made_is_one_error_that_names_it(arguments, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("afile").touch()
+    with pytest.raises(PermissionError, match=told):
+        refuse_unwritable(arguments)
+
+
+def test_a_file_where_usual_runs_go_is_one_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("outputs").touch()
+    with pytest.raises(PermissionError, match=r"outputs cannot be written to: Not a directory; .*hydra\.run\.dir="):
+        refuse_unwritable(["seed=1"])
+
+
+@pytest.mark.parametrize("arguments", [
+    ["hydra.run.dir=new/folder"], ["hydra.run.dir='my folder'"], ["hydra.run.dir=afile/${problem.name}"],
+    ["hydra.sweep.dir=afile"], ["-m", "hydra.run.dir=afile"], ["hydra.run.dir=afile", "--cfg", "job"],
+    ["hydra.verbose=true"], ["hydra.run.dir=afile", "hydra.run.dir=good"]])
+def test_folders_that_can_be_made_or_are_not_asked_for_or_not_known_yet_pass(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("afile").touch()
+    refuse_unwritable(arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+
+
 def test_resuming_a_folder_without_a_run_says_what_to_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="outputs/"):
         resumed(Config(resume=str(tmp_path)), [])
