@@ -5,12 +5,10 @@ import hashlib
 import json
 import logging
 import math
-import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -95,9 +93,11 @@ def load_checkpoint(model: nn.Module, path: Path) -> nn.Module:
         raise FileNotFoundError(f"{key}: no such file")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, MemoryError):  # of the machine, not of the file
+        raise
+    except Exception as error:  # torch takes any bytes for a pickle, and fails where the first wrong one leads it
         raise ValueError(f"{key}: neither a safetensors file (by its suffix .safetensors) nor a state dict that "
-                         f"torch.load(weights_only=True) opens: {error}") from error
+                         f"torch.load(weights_only=True) opens: {type(error).__name__}: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{key}: expected a state dict of tensors by name; save it as model.state_dict()")
     expected = model.state_dict()
