@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import contextlib
 import errno
 import os
 import secrets
@@ -11,9 +12,12 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     """Write a file; what was there before stays until the new one is complete on disk.
 
     Raises:
-        OSError: the folder is missing or cannot be written.
+        IsADirectoryError: the path is a folder's.
+        OSError: the folder is missing or cannot be written; it names `path`.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected the path of a file to write")
     # Not `tempfile`: its files are readable by their owner alone.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -22,8 +26,11 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the folder may be none
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # not the temporary file's name
         raise
 
 

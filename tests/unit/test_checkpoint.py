@@ -1,5 +1,6 @@
 """Checkpoints: bit-equal, atomic, and damaged ones passed over."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -98,6 +99,38 @@ def test_a_write_that_dies_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for path, kind in ((tmp_path / "absent/s.der", FileNotFoundError), (tmp_path / "file/s.der", NotADirectoryError)):
+        with pytest.raises(kind) as caught:
+            files.write_atomically(path, b"new")
+        assert caught.value.filename == str(path) and str(caught.value).endswith(f": '{path}'")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/s\.der'$") as caught:
+        files.write_atomically(tmp_path / "s.der", b"new")
+    assert caught.value.errno == errno.ENOSPC and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_error_of_the_system_without_a_number_stays_as_it_is(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"^the disk is gone$"):
+        files.write_atomically(tmp_path / "s.der", b"new")
+
+
+def test_a_folder_is_not_written_over(tmp_path):
+    (tmp_path / "s.der").mkdir()
+    with pytest.raises(IsADirectoryError, match=rf"^{tmp_path}/s\.der is a folder; expected the path of a file"):
+        files.write_atomically(tmp_path / "s.der", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.der"]
 
 
 def test_a_folder_that_can_be_made_is_writable_and_one_below_a_file_is_not(tmp_path):
