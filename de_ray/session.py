@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from de_ray.cluster.prepare import prepare
 from de_ray.cluster.storage import Mirror
+from de_ray.codec import decode
 from de_ray.command import argument, command_line
 from de_ray.config import Config
+from de_ray.device import resolve_device
 from de_ray.evaluation.members import EvaluationError
 from de_ray.evolve import Record
 from de_ray.minutes import with_minutes
@@ -44,9 +46,8 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
         ValueError, OSError: the problem cannot be built, the folder is another run's, or the cluster or its storage
             cannot be used.
     """
-    if config.start is not None:
-        config = replace(config, start=_existing(config.start))
     require_free(folder)
+    config = with_what_is_there(config)
     folder.mkdir(parents=True, exist_ok=True)
     mirror = prepare(config, folder)
     with ended_by_sigterm():
@@ -97,12 +98,24 @@ def _compress(problem: Problem, config: Config, folder: Path, tracker: Tracker, 
     return result
 
 
-def _existing(start: str) -> str:
-    """A path that holds wherever a run's processes work, and wherever it is resumed."""
-    path = Path(start).resolve()
-    if not path.is_file():
-        raise ValueError(f"start={start!r}: no such file; expected a compressed file of this teacher")
-    return str(path)
+def with_what_is_there(config: Config) -> Config:
+    """The configuration, its start by a path that holds wherever a run's processes work and wherever it is resumed.
+
+    Raises:
+        ValueError: this machine has no such device, or the file to start from is missing or damaged. It is decoded
+            once more when it is needed, which costs less than a teacher that was trained for nothing.
+    """
+    resolve_device(config.device)
+    if config.start is None:
+        return config
+    path = Path(config.start).resolve()
+    try:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
+        decode(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"start={config.start!r}: {error}; expected a compressed file of this teacher") from error
+    return replace(config, start=str(path))
 
 
 def _name(problem: Problem, config: Config) -> str:

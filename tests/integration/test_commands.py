@@ -267,6 +267,14 @@ def test_a_multirun_refuses_its_last_job_before_the_first_one_starts(launch, fol
     assert not (folder / "half").exists()
 
 
+def test_a_multirun_refuses_a_device_or_a_start_of_its_last_job_before_the_first_one_starts(launch, folder):
+    for override, told in (("device=cpu,cuda:99", "error: device=cuda:99: device='cuda:99': expected a GPU"),
+                           ("start=null,absent.der", "error: start=absent.der: start='absent.der': no such file")):
+        _, err = launch("-m", override, "hydra.sweep.dir=half", expect=1)
+        assert err.startswith(told) and err.count("\n") == 1
+    assert not (folder / "half").exists()
+
+
 def test_a_file_that_is_not_ours_is_one_clear_error(command, folder):
     (folder / "other.der").write_bytes(b"something else")
     _, err = command("-m", "de_ray", "inspect", "other.der", expect=1)

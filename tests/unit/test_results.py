@@ -96,6 +96,23 @@ def test_the_same_command_runs_again_in_its_own_folder_to_the_same_file(minutes,
     assert first == again == (tmp_path / "run" / STUDENT_FILE).read_bytes()
 
 
+@pytest.mark.parametrize(("key", "value", "told"), [
+    ("device", "cuda:99", r"^device='cuda:99': expected a GPU of this machine"),
+    ("start", "damaged.der", r"^start='.*damaged\.der': .*; expected a compressed file of this teacher$"),
+    ("start", "absent.der", r"^start='absent\.der': no such file; expected a compressed file of this teacher$")])
+def test_a_device_or_a_start_that_cannot_be_had_is_refused_before_anything_is_made(
+        key, value, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged.der").write_bytes(b"no file of ours")
+    monkeypatch.setattr("de_ray.session.build_problem", lambda *_: pytest.fail("a teacher would be trained"))
+    config = configured()
+    config.tracking.enabled = True
+    setattr(config, key, value)
+    with pytest.raises(ValueError, match=told):
+        run_session(config, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged.der"]
+
+
 @pytest.mark.parametrize("error", [EvaluationError("no replica is left"), ConnectionError("a worker of refit failed")])
 def test_a_run_that_has_lost_its_replicas_or_workers_says_where_it_continues(error, tmp_path, monkeypatch, caplog):
     def fail(*_):
