@@ -82,13 +82,18 @@ class MultirunParent(Callback):
 
 def _check_jobs(name: str, overrides: list[Override]) -> None:
     """End the process unless the configurations of all jobs are allowed: the last may start in a day."""
-    loader = GlobalHydra.instance().config_loader()
+    from de_ray.session import with_what_is_there  # which imports torch
+
+    loader, there = GlobalHydra.instance().config_loader(), set()
     for job in BasicSweeper.split_arguments(overrides, None)[0]:
         try:
             composed = loader.load_configuration(name, job, RunMode.RUN)
             with open_dict(composed):
                 del composed["hydra"]
-            to_config(composed)
+            config = to_config(composed)
+            if (config.device, config.start) not in there:  # a start takes its time to decode
+                with_what_is_there(config)
+                there.add((config.device, config.start))
         except (ValueError, OmegaConfBaseException, HydraException) as error:
             # Hydra takes any other exception of a callback for a warning.
             sys.exit(without_credentials(f"error: {' '.join(job)}: {error}"))

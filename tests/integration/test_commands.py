@@ -268,7 +268,7 @@ def test_a_multirun_refuses_its_last_job_before_the_first_one_starts(launch, fol
 
 
 def test_a_multirun_refuses_a_device_or_a_start_of_its_last_job_before_the_first_one_starts(launch, folder):
-    for override, told in (("device=cpu,cuda:99", "error: device=cuda:99: device='cuda:99': expected a GPU"),
+    for override, told in (("device=cpu,cuda:99", r"error: device=cuda\:99: device='cuda:99': expected a GPU"),
                            ("start=null,absent.der", "error: start=absent.der: start='absent.der': no such file")):
         _, err = launch("-m", override, "hydra.sweep.dir=half", expect=1)
         assert err.startswith(told) and err.count("\n") == 1
