@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from de_ray.evaluation.members import EvaluationError
 from de_ray.files import unwritable
 from de_ray.redact import redact_logs, without_credentials
-from de_ray.schema import CONF, refuse_without_plus, register, resumed, to_config
+from de_ray.schema import CONF, refuse_unknown, refuse_without_plus, register, resumed, to_config
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +101,10 @@ def main() -> None:
     """The command."""
     try:
         refuse_without_plus(sys.argv[1:])
+        refuse_unknown(sys.argv[1:])
         refuse_unwritable(sys.argv[1:])
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(without_credentials(f"error: {error}"))
     redact_logs()
     register()
     run()

@@ -1,6 +1,11 @@
 """The bridge between Hydra and the typed configuration; nothing else of the package sees either's objects."""
 
 import dataclasses
+import re
+import typing
+from collections.abc import Iterator
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -19,6 +24,8 @@ CONF = next(folder for folder in (Path(__file__).parent / "conf", Path(__file__)
 links."""
 CONFIG_FILE = "config.yaml"
 """Of a run's folder: the configuration that it ran with."""
+ALIKE = 0.8
+"""Of difflib: keys that share little more than their group are below it, slips of the keyboard above."""
 
 
 def register() -> None:
@@ -75,6 +82,49 @@ def refuse_without_plus(arguments: list[str]) -> None:
         if name != argument:
             known = ", ".join(f"+cluster={path.stem}" for path in sorted((CONF / "cluster").glob("*.yaml")))
             raise ValueError(f"{argument}: type +cluster={name or 'NAME'}; there are {known}")
+
+
+def refuse_unknown(arguments: list[str]) -> None:
+    """Raise `ValueError` for `KEY=VALUE` with a key that no configuration has, for which Hydra would advise a plus, and
+    then fail all the same.
+
+    Args:
+        arguments: of the command line. Hydra's own keys, groups that want a plus (of which it says so), deletions and
+            whatever else is more than a dotted key are left to it.
+    """
+    groups = (path.name for path in CONF.iterdir() if path.is_dir())
+    known = list(dict.fromkeys([*_keys(Config), "hydra.*", *groups]))
+    for argument in arguments:
+        found = re.match(r"([A-Za-z_][\w.]*)=", argument)
+        if found is None or any(fnmatchcase(found[1], pattern) for pattern in known):
+            continue
+        meant = _meant(found[1], [one for one in known if not one.endswith("*")])
+        way_out = (f"did you mean {' or '.join(meant)}?" if meant else
+                   "--cfg job shows all, de_ray/config.py says what each means")
+        raise ValueError(f"{argument}: no such key; {way_out}")
+
+
+def _keys(group: type, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a group; below a mapping, which users fill, a glob of any."""
+    for name, hint in typing.get_type_hints(group).items():
+        yield prefix + name
+        if typing.get_origin(hint) is dict:
+            yield f"{prefix}{name}.*"
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from _keys(part, f"{prefix}{name}.")
+
+
+def _meant(key: str, known: list[str]) -> list[str]:
+    """What a key that is not known may stand for: its last part in another group, or a slip of the keyboard."""
+    by_last: dict[str, list[str]] = {}
+    for one in known:
+        by_last.setdefault(one.rpartition(".")[2], []).append(one)
+    last = key.rpartition(".")[2]
+    if last in by_last:
+        return by_last[last]
+    alike = get_close_matches(last, by_last, 1, ALIKE)
+    return get_close_matches(key, known, 1, ALIKE) or (by_last[alike[0]] if alike else [])
 
 
 def saved_config(path: Path) -> Config:

@@ -256,6 +256,13 @@ def test_a_mistake_is_one_clear_error_before_ray_starts(launch, overrides, messa
     assert "Ray" not in err
 
 
+def test_a_mistyped_key_is_told_without_advice_that_fails_and_without_credentials(launch, folder):
+    _, err = launch("evolution.sparsty=0.5", expect=1)
+    assert err == "error: evolution.sparsty=0.5: no such key; did you mean evolution.sparsity?\n"
+    _, err = launch("-m", f"tracking.url=http://user:{PLANTED}@host,x", expect=1)
+    assert err == "error: tracking.url=http://host,x: no such key; did you mean tracking.uri?\n"
+
+
 def test_a_refused_command_leaves_no_folder(launch, folder):
     launch("evolution.sparsity=1.5", "hydra.run.dir=refused", expect=1)
     assert not (folder / "refused").exists()

@@ -9,7 +9,7 @@ import pytest
 from de_ray.command import command_line
 from de_ray.config import SweepConfig, TrackingConfig
 from de_ray.redact import redact_logs, scrub, without_credentials
-from de_ray.schema import compose
+from de_ray.schema import compose, refuse_unknown
 
 
 @pytest.mark.parametrize("overrides", [
@@ -26,6 +26,7 @@ def test_a_command_line_composes_to_the_configuration_that_it_came_from(override
     python, script, *words = shlex.split(command_line(config))
     assert (python, script) == ("python", "launch.py")
     assert compose(words) == config
+    refuse_unknown(words)
 
 
 def test_a_command_line_tells_what_is_done_and_neither_where_it_is_tracked_nor_the_sweep():

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from de_ray import config as schema
 from de_ray.config import Config
 from de_ray.launch import refuse_unwritable
-from de_ray.schema import CONF, compose, resumed
+from de_ray.schema import CONF, compose, refuse_unknown, resumed
 
 CUSTOM = ["problem.model=package.module:build", "problem.calibration=inputs.npy"]
 GROUPS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
@@ -72,6 +72,36 @@ def test_numbers_of_numpy_are_numbers():
 def test_a_mistyped_key_value_or_name_is_refused(override):
     with pytest.raises((HydraException, OmegaConfBaseException)):
         compose([override])
+
+
+@pytest.mark.parametrize(("override", "meant"), [
+    ("evolution.sparsty=0.5", "evolution.sparsity"), ("sparsity=0.9", "evolution.sparsity"),
+    ("bits=4", "quantization.bits"), ("evolution.bits=4", "quantization.bits"), ("sparsty=0.9", "evolution.sparsity"),
+    ("seeds=1", "seed"), ("quantisation.bits=4", "quantization.bits"), ("problem.data.mosiac=1", "problem.data.mosaic"),
+    ("learning_rate=1", "problem.teacher.learning_rate or refit.learning_rate or quantization.learning_rate"),
+    ("epochs=1", "problem.teacher.epochs"), ("evolution.sparsity.fc1=0.5", "evolution.sparsity"),
+    ("evolution.target.fc1=0.5", "evolution.targets"), ("quantisation=sweep", "quantization"),
+    ("experimnt=lenet5_mnist", "experiment"), ("sweep.sample=3", "sweep.samples"),
+    ("min_bit=3", "quantization.min_bits")])
+def test_a_mistyped_key_is_one_error_that_tells_the_key_that_was_meant(override, meant):
+    with pytest.raises(ValueError, match=rf"^{override}: no such key; did you mean {meant}\?$"):
+        refuse_unknown(["problem=digits", override])
+
+
+@pytest.mark.parametrize("override", ["nonsense=1", "evolution.foobar=1", "foo.bar=x"])
+def test_a_key_like_no_other_is_told_where_keys_are_documented(override):
+    with pytest.raises(ValueError, match=rf"^{override}: no such key; --cfg job shows all, de_ray/config\.py .*"):
+        refuse_unknown([override])
+
+
+@pytest.mark.parametrize("argument", [
+    "evolution.targets.fc1=0.5", "evolution.targets={fc1:0.5}", "+evolution.targets.0=0.5", "sweep.space.seed=[1,2]",
+    "sweep.space.evolution.sparsity=[0.5]", "~sweep.space.refit", "~evolution.targets=x", "+cluster=local",
+    "+experiment=lenet5_mnist", "experiment=lenet5_mnist", "cluster.address=auto", "problem=digits", "pool=serial",
+    "hydra.run.dir=x", "hydra/launcher=basic", "pool@pool=ray", "+nonsense=1", "problem.teacher.epochs=3", "seed=0,1",
+    "problem.data.root='a=b'", "resume=x", "-m", "--multirun", "--config-dir=x", "--config-dir", "x"])
+def test_what_hydra_takes_or_explains_itself_is_left_to_it(argument):
+    refuse_unknown([argument])
 
 
 def test_two_targets_of_size_are_refused():
