@@ -61,10 +61,12 @@ def _log_into(folder: Path, made: Path) -> None:
 
 
 def _leave_nothing(folder: Path) -> None:
-    """Remove a folder in which nothing but an empty log was made."""
-    files = [path for path in folder.rglob("*") if not path.is_dir()]
-    if [path.suffix for path in files] == [".log"] and not files[0].stat().st_size:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove the log that Hydra made in a folder, if nothing is in it, and the folder, if nothing else is."""
+    made = folder / f"{HydraConfig.get().job.name}.log"
+    if made.is_file() and not made.stat().st_size:
+        made.unlink()
+        if all(path.is_dir() for path in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_unwritable(arguments: list[str]) -> None:

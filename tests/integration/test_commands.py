@@ -268,6 +268,16 @@ def test_a_refused_command_leaves_no_folder(launch, folder):
     assert not (folder / "refused").exists()
 
 
+def test_a_command_refused_for_what_is_in_its_folder_leaves_that_as_it_was(launch, folder):
+    (folder / "precious").mkdir()
+    for name in ("student.der", "report.json", "empty.log"):
+        (folder / "precious" / name).write_text("" if name == "empty.log" else "precious")
+    before = {path: path.read_bytes() for path in (folder / "precious").iterdir()}
+    _, err = launch("pool=serial", "hydra.run.dir=precious", expect=1)
+    assert "student.der is there, and no run that made it" in err and err.count("\n") == 1
+    assert {path: path.read_bytes() for path in (folder / "precious").iterdir()} == before
+
+
 def test_a_multirun_refuses_its_last_job_before_the_first_one_starts(launch, folder):
     _, err = launch("-m", "seed=0,1", "evolution.sparsity=0.5,1.5", "hydra.sweep.dir=half", expect=1)
     assert err == "error: seed=0 evolution.sparsity=1.5: evolution.sparsity=1.5: expected a number in [0, 1)\n"
