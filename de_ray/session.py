@@ -19,6 +19,7 @@ from de_ray.pipeline import Result, run
 from de_ray.problem.base import Problem
 from de_ray.problem.build import build_problem
 from de_ray.progress import Progress
+from de_ray.rate import size_limit
 from de_ray.report import print_report
 from de_ray.results import STUDENT_FILE, require_free, require_own, save_config, track_result, write_result
 from de_ray.serving import saver
@@ -52,6 +53,7 @@ def run_session(config: Config, folder: Path, parent: Parent | None = None) -> "
     mirror = prepare(config, folder)
     with ended_by_sigterm():
         problem = build_problem(config.problem, config.seed, config.device)
+        size_limit(problem, config)  # a size that no file can have is told before anything is tracked
         # Before it is saved: a run may continue where there are other cores.
         config = with_minutes(problem, with_threads(problem, config), folder)
         require_own(problem, config, folder)

@@ -113,6 +113,15 @@ def test_a_device_or_a_start_that_cannot_be_had_is_refused_before_anything_is_ma
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.der"]
 
 
+def test_a_size_that_no_file_can_have_is_refused_before_anything_is_tracked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = configured()
+    config.tracking.enabled, config.target_bytes = True, 60
+    with pytest.raises(ValueError, match="target_bytes=60 allows 60 bytes: expected more than about"):
+        run_session(config, tmp_path / "run")
+    assert not (tmp_path / "mlflow.db").exists() and not (tmp_path / "run" / "config.yaml").exists()
+
+
 @pytest.mark.parametrize("error", [EvaluationError("no replica is left"), ConnectionError("a worker of refit failed")])
 def test_a_run_that_has_lost_its_replicas_or_workers_says_where_it_continues(error, tmp_path, monkeypatch, caplog):
     def fail(*_):
