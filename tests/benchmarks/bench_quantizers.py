@@ -15,7 +15,7 @@ them bytes are interpolated, logarithm over logarithm. The last line is one JSON
 multiples of the pruned student's, bytes by method. A student may be a compressed file, and settings be set:
 
     python tests/benchmarks/bench_quantizers.py --problem yolov3_tiny --student FILE.der --trials 16 \
-        --set problem.calibration_size=32 quantization.row_scales=auto
+        --set problem.calibration_size=32 quantization.row_scales=auto quantization.rate_weight=3
 """
 
 import argparse
@@ -55,9 +55,7 @@ MULTIPLES = (1.05, 1.1, 1.2, 1.4, 1.7, 2.0)
 RATES = {"ecsq": [(bits, weight) for bits in (3, 4, 5) for weight in (0.5, 1.0, 2.0, 4.0)],
          "kmeans": [(bits, 0.0) for bits in (1, 2, 3, 4, 5, 6, 7)]}
 """Width and rate weight."""
-SEARCHED = {"ecsq": 1.0, "kmeans": 0.0}
-"""Rate weight at which widths are searched."""
-WIDTHS = 3, 7
+WIDTHS = 3, 8
 """That a search may take."""
 RISES = 0.1, 0.4
 """Of the calibration divergence, the rises that a search is after, one after the other."""
@@ -122,7 +120,8 @@ def round_biases(problem: Problem, student: Student, tolerance: float) -> list[c
 
 
 def settings(problem: Problem, config: Config, student: Student, method: str, trials: int) -> list[Setting]:
-    """Levels at every rate of a method, one width for all layers or, with trials, widths that the sweep finds."""
+    """Levels at every rate of a method, one width for all layers or, with trials, widths that the sweep finds at the
+    configured weight of the rate."""
     weights = [weight.detach().numpy() for weight in student.weights]
     curved = method == "ecsq"
     curvature = level_curvature(saliency_inputs(problem, config, student, -1)) if curved else None
@@ -132,7 +131,8 @@ def settings(problem: Problem, config: Config, student: Student, method: str, tr
         return [Setting(method, f"{bits} bits, rate weight {rate:g}", tuple(
             row for row, in choices_at(weights, replace(asked, bits=bits, rate_weight=rate), curvature)[0]))
             for bits, rate in RATES[method]]
-    asked = replace(asked, rate_weight=SEARCHED[method], min_bits=WIDTHS[0], max_bits=WIDTHS[1], trials=trials)
+    asked = replace(asked, rate_weight=config.quantization.rate_weight if curved else 0.0, min_bits=WIDTHS[0],
+                    max_bits=WIDTHS[1], trials=trials)
     with build_pool(problem, config.pool, student) as pool:
         pool.load(student)
         table = sensitivity(weights, [layer.name for layer in problem.layers], pool, asked, curvature)
