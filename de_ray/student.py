@@ -60,8 +60,9 @@ class Student:
         """Set buffers, all or those of such names, back to what was noted: some networks count their passes in them,
         and the compressor's own passes are none of the network's."""
         for name, buffer in self.module.named_buffers():
-            if name in self._buffers and (names is None or name in names):
-                buffer.copy_(self._buffers[name])
+            kept = self._buffers.get(name)
+            if (names is None or name in names) and kept is not None and kept.shape == buffer.shape:
+                buffer.copy_(kept)  # those that no file has may have grown
 
     @property
     def counts(self) -> list[int]:

@@ -511,6 +511,24 @@ def test_the_model_of_the_result_is_what_the_file_holds_even_if_it_counts_its_pa
     assert all(torch.equal(value, held[name]) for name, value in result.model.state_dict().items())
 
 
+class Remembering(nn.Module):
+    """Keeps its last inputs, as many as there were, in a buffer that it does not store."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+        self.register_buffer("last", torch.zeros(1, 8), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = x.detach()
+        return self.layer(x)
+
+
+def test_a_buffer_that_is_not_stored_may_change_its_shape():
+    assert codec.decode(compress_quickly(Remembering(), torch.randn(40, 8)).data).keys() == {"layer.weight",
+                                                                                             "layer.bias"}
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_passes_of_the_compressor_are_none_of_the_networks(dtype, tmp_path, monkeypatch):
     """A run that was interrupted makes other passes, and has the same file."""
