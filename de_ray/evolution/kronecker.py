@@ -20,7 +20,7 @@ from torch import Tensor
 
 from de_ray.evolution.candidate import Candidate
 from de_ray.evolution.curvature import SaliencyInputs, fisher_diagonal, output_grams, remembered
-from de_ray.evolution.gram import layer_grams, layer_groups
+from de_ray.evolution.gram import grams_in_parts, layer_grams, layer_groups
 from de_ray.evolution.obs import DAMPING, damped
 
 RANK = 32
@@ -144,12 +144,14 @@ def _curvature(given: SaliencyInputs) -> list[_Curvature]:
         inputs = layer_grams(given.student, given.inputs, given.batch)
     with torch.enable_grad():
         outputs, diagonals = output_grams(given), fisher_diagonal(given)
-    return [_Curvature(diagonal, *(None if gram is None else _correlation(gram) for gram in pair))
+    return [_Curvature(diagonal, *map(_correlation, pair))
             for diagonal, *pair in zip(diagonals, inputs, outputs, strict=True)]
 
 
-def _correlation(gram: Tensor) -> Tensor:
+def _correlation(gram: Tensor | None) -> Tensor | None:
     """Gram matrices [..., D, D] scaled to a diagonal of ones; what never varies goes with nothing."""
+    if gram is None:
+        return None
     squares = gram.diagonal(dim1=-2, dim2=-1)
     never = squares <= 0
     norms = torch.where(never, 1.0, squares).sqrt()
@@ -159,12 +161,14 @@ def _correlation(gram: Tensor) -> Tensor:
 def inverse_diagonal(given: SaliencyInputs) -> list[Tensor]:
     """The diagonal of the inverse of each layer's damped curvature, float32 of the weight's shape; > 0."""
     found = []
-    for of, groups in zip(_curvature(given), layer_groups(given.student), strict=True):
-        diagonal = of.diagonal
-        inputs = _inverse(of.inputs, groups, diagonal[0].numel(), diagonal.device)
-        outputs = _inverse(of.outputs, groups, len(diagonal) // groups, diagonal.device)
-        inverse = (outputs[:, :, None] * inputs[:, None, :]).reshape(diagonal.shape)
-        found.append((inverse / of.diagonal.double().clamp_min(TINY)).clamp_max(HUGE).float())
+    with torch.enable_grad():
+        outputs, diagonals = output_grams(given), fisher_diagonal(given)
+    grams = grams_in_parts(given.student, given.inputs, given.batch)
+    for diagonal, output, (_, gram), groups in zip(diagonals, outputs, grams, layer_groups(given.student), strict=True):
+        across = _inverse(_correlation(gram), groups, diagonal[0].numel(), diagonal.device)
+        along = _inverse(_correlation(output), groups, len(diagonal) // groups, diagonal.device)
+        inverse = (along[:, :, None] * across[:, None, :]).reshape(diagonal.shape)
+        found.append((inverse / diagonal.double().clamp_min(TINY)).clamp_max(HUGE).float())
     return found
 
 

@@ -109,13 +109,14 @@ def test_a_part_that_a_network_runs_without_gradients_is_judged_too(criterion):
     assert np.isfinite(first).all() and (second > 0).any()
 
 
-def test_obs_in_parts_is_obs(monkeypatch):
+@pytest.mark.parametrize("criterion", ["obs", "kronecker"])
+def test_layers_in_parts_are_judged_as_all_at_once(criterion, monkeypatch):
     problem = branchy_problem()
     student = Student(problem.teacher, problem.layers)
 
     def found():
         given = SaliencyInputs(student, problem, problem.inputs, 16, torch.Generator().manual_seed(0), 1000)
-        return saliencies(["obs"], given)["obs"]
+        return saliencies([criterion], given)[criterion]
 
     whole = found()
     monkeypatch.setattr("de_ray.evolution.gram.PART_BYTES", 600)
