@@ -1,6 +1,5 @@
 """The same compression from Python: no configuration files, no tracking, no Ray unless asked for."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 from de_ray.checks import require
 from de_ray.config import Config, EvolutionConfig, PoolConfig, ProblemConfig, QuantizationConfig, RefitConfig
+from de_ray.files import unwritable
 from de_ray.minutes import with_minutes
 from de_ray.pipeline import Result, run
 from de_ray.problem.arrays import Given
@@ -90,7 +90,7 @@ def compress(model: nn.Module, calibration: Given, *, sparsity: float = DEFAULT_
     if folder is not None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        require(os.access(folder, os.W_OK | os.X_OK), "folder", str(folder), "a folder that can be written")
+        require(unwritable(folder) is None, "folder", str(folder), "a folder that can be written")
     problem = problem_from_model(model, calibration, divergence=divergence, held_out=held_out, include=include,
                                  exclude=exclude, seed=int(seed), augment=augment)  # PyTorch takes no NumPy integers
     # What a folder's checkpoints are held to, beside the model and the inputs themselves.

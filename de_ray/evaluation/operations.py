@@ -45,7 +45,10 @@ class WeightedOp:
     def room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Room for its result, float32: in the layout of another tensor, which convolutions follow; contiguous for a
         linear layer, whose samples and positions are then one axis without a copy."""
-        return room(shape, like) if self.spatial else torch.empty(shape, dtype=torch.float32, device=like.device)
+        last = self.spatial and like.ndim == len(shape) == 4 and not like.is_contiguous() and like.is_contiguous(
+            memory_format=torch.channels_last)
+        return torch.empty(shape, dtype=torch.float32, device=like.device,
+                           memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def run(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operation itself: [N, ...] with any weight [R, ...]."""
@@ -64,14 +67,6 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return functional.linear(inputs, weight, bias)
     found = weight @ inputs.t()
     return (found if bias is None else found.add_(bias[:, None])).t()
-
-
-def room(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Room for a float32 result in the layout of another tensor: convolutions and pooling follow their inputs'."""
-    last = like.ndim == len(shape) == 4 and not like.is_contiguous() and like.is_contiguous(
-        memory_format=torch.channels_last)
-    return torch.empty(shape, dtype=torch.float32, device=like.device,
-                       memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 _IN_ANY_LAYOUT = {aten.linear.default: linear, aten.view.default: aten.reshape.default}
